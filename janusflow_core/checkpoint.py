@@ -1,0 +1,320 @@
+"""Checkpoints in every layout, both ways.
+
+(a) The official folder: config.json, model.safetensors or shards, tokenizer.json, processor and preprocessor JSON;
+    a VAE in diffusers' layout may lie in `vae/`.
+(b) One .safetensors file: the weights, `config` and the other JSON in its metadata, the tokenizer as a uint8 tensor,
+    the VAE below `vae.`. Files that ComfyUI saved keep the JSON among the tensors, because it writes its own metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import JanusFlowConfig
+from .image import ImageConfig
+from .model import JanusFlow
+from .tokenizer import JanusTokenizer, ProcessorConfig
+from .weights import SAFE_SUFFIXES, TensorFile, Weights, json_tensor, read_index, tensor_json, write_tensors
+
+BUNDLED = Path(__file__).parent / "bundled"
+DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
+TOKENIZER_KEY = "tokenizer_json"
+VAE_PREFIX = "vae."
+JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "vae_config")
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint: everything but the weights is read, the weights are read on demand."""
+
+    name: str
+    config: JanusFlowConfig
+    weights: Weights
+    tokenizer: JanusTokenizer | None
+    image: ImageConfig
+    vae_config: dict[str, Any] | None
+    vae_weights: Weights | None
+
+    @property
+    def has_flow(self) -> bool:
+        return "vision_gen_dec_aligner.weight" in self.weights
+
+    @property
+    def has_text(self) -> bool:
+        return "beg_of_und_embed" in self.weights
+
+
+def bundled_names() -> list[str]:
+    """The checkpoints that ship with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a bundled name, a folder in the official layout or one .safetensors file.
+
+    Raises FileNotFoundError or ValueError with one sentence that names the file and what is wrong with it.
+    """
+    path = Path(source)
+    if str(source) in bundled_names():
+        path = BUNDLED / f"{source}.safetensors"
+    if path.is_dir():
+        return _open_folder(path)
+    if path.is_file():
+        return _open_single(path)
+    known = ", ".join(bundled_names()) or "none"
+    raise FileNotFoundError(f"{source} is neither a folder, nor a file, nor one of the bundled models ({known}).")
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    config = JanusFlowConfig.from_dict(_json_file(folder / "config.json"), f"{folder.name}/config.json")
+    tokenizer = JanusTokenizer.from_folder(folder)
+    preprocessor = folder / "preprocessor_config.json"
+    image = _image_config(_json_file(preprocessor) if preprocessor.is_file() else {}, config)
+    vae = folder / "vae"
+    return _checked(
+        Checkpoint(
+            name=folder.name,
+            config=config,
+            weights=Weights(read_index(folder)),
+            tokenizer=tokenizer,
+            image=image,
+            vae_config=_json_file(vae / "config.json") if vae.is_dir() else None,
+            vae_weights=Weights([TensorFile(vae / "diffusion_pytorch_model.safetensors")]) if vae.is_dir() else None,
+        )
+    )
+
+
+def _open_single(path: Path) -> Checkpoint:
+    file = TensorFile(path)
+    weights = Weights([file])
+    extra = {key: file.metadata[key] for key in JSON_KEYS if key in file.metadata}
+    extra |= {key: tensor_json(weights.read(key)) for key in JSON_KEYS if key in weights and key not in extra}
+    if "config" not in extra:
+        raise ValueError(
+            f"{path.name} is not a JanusFlow checkpoint: it has no `config` in its metadata; "
+            "make one from the official folder with `janusflow convert FOLDER FILE.safetensors`."
+        )
+    parsed = {key: _json_object(text, f"{path.name}: {key} in its metadata") for key, text in extra.items()}
+    config = JanusFlowConfig.from_dict(parsed["config"], path.name)
+    has_vae = any(key.startswith(VAE_PREFIX) for key in weights)
+    return _checked(
+        Checkpoint(
+            name=path.stem,
+            config=config,
+            weights=weights,
+            tokenizer=_single_tokenizer(path.name, weights, parsed),
+            image=_image_config(parsed.get("preprocessor_config", {}), config),
+            vae_config=parsed.get("vae_config"),
+            vae_weights=Weights([file], VAE_PREFIX) if has_vae else None,
+        )
+    )
+
+
+def _single_tokenizer(name: str, weights: Weights, parsed: Mapping[str, Any]) -> JanusTokenizer | None:
+    if TOKENIZER_KEY in weights:
+        processor = ProcessorConfig.from_json_dict(parsed.get("processor_config", {}))
+        return JanusTokenizer(tensor_json(weights.read(TOKENIZER_KEY)), processor, parsed.get("special_tokens_map"))
+    if "beg_of_und_embed" in weights:
+        raise ValueError(
+            f"{name} holds no tokenizer: it lacks the tensor {TOKENIZER_KEY}; "
+            "make the file anew with `janusflow convert`."
+        )
+    return None  # ComfyUI's ModelSave writes the flow half alone
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuse a tokenizer or a picture size that does not belong to the weights."""
+    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    if tokenizer is None:
+        return checkpoint
+    if tokenizer.vocab_size > config.language.vocab_size:
+        raise ValueError(
+            f"{checkpoint.name}: the tokenizer knows {tokenizer.vocab_size} tokens, the model only "
+            f"{config.language.vocab_size}: use the tokenizer.json of this checkpoint."
+        )
+    if tokenizer.processor.num_image_tokens != config.vision.grid**2:
+        raise ValueError(
+            f"{checkpoint.name}: processor_config.json says {tokenizer.processor.num_image_tokens} image "
+            f"tokens, the vision encoder gives {config.vision.grid**2}."
+        )
+    if checkpoint.image.image_size != config.vision.image_size:
+        raise ValueError(
+            f"{checkpoint.name}: preprocessor_config.json says {checkpoint.image.image_size} pixels, "
+            f"config.json {config.vision.image_size}."
+        )
+    return checkpoint
+
+
+def _image_config(values: Mapping[str, Any], config: JanusFlowConfig) -> ImageConfig:
+    return ImageConfig.from_json_dict({"image_size": config.vision.image_size, **values})
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent.name} has no {path.name}: it is not a folder in the official layout.")
+    return _json_object(path.read_text(encoding="utf-8"), f"{path.parent.name}/{path.name}")
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): copy it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} holds a {type(values).__name__}, expected an object: copy it again.")
+    return values
+
+
+# --- weights into a model ---------------------------------------------------------------------------------------
+
+
+def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError, naming file, key, found and expected, unless the weights fit tensors of these shapes."""
+    for key, shape in expected.items():
+        if key not in checkpoint.weights:
+            raise ValueError(
+                f"{checkpoint.name}: {key} is missing, expected shape {list(shape)}; "
+                "the file belongs to another model or was not saved whole."
+            )
+        if checkpoint.weights.shape(key) != shape:
+            raise ValueError(
+                f"{checkpoint.weights.file(key)}: {key} has shape {list(checkpoint.weights.shape(key))}, "
+                f"expected {list(shape)}; the weights do not belong to this config."
+            )
+
+
+def check_extra(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError for a key that no part of the model takes."""
+    known = (*JSON_KEYS, TOKENIZER_KEY)
+    for key in checkpoint.weights:
+        if key not in expected and key not in known and not key.startswith((DROPPED, VAE_PREFIX)):
+            raise ValueError(
+                f"{checkpoint.weights.file(key)}: {key} is not part of JanusFlow; the file belongs to another model."
+            )
+
+
+def read_weights(
+    weights: Weights, keys: Mapping[str, Any], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors, converted one by one; raises ValueError at the first that holds a NaN or an infinity."""
+    for key in keys:
+        tensor = weights.read(key)
+        # A sum shows a NaN or infinity in one pass and without a mask as large as the weights.
+        if tensor.is_floating_point() and not tensor.sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"{weights.file(key)}: {key} holds NaN or infinite values: download or train it again.")
+        yield key, tensor.to(device=device, dtype=dtype)
+
+
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> JanusFlow:
+    """The whole model with its weights in `dtype` (None: as stored) on `device`, without a second copy on the way."""
+    model = JanusFlow(checkpoint.config, device="meta")
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    check_shapes(checkpoint, expected)
+    check_extra(checkpoint, expected)
+    model.load_state_dict(dict(read_weights(checkpoint.weights, expected, dtype, device)), assign=True)
+    return model.eval().requires_grad_(False)
+
+
+# --- out again --------------------------------------------------------------------------------------------------
+
+
+def describe_files(config: JanusFlowConfig, tokenizer: JanusTokenizer, image: ImageConfig) -> dict[str, dict[str, Any]]:
+    """The JSON parts of a checkpoint, by the names that both layouts use."""
+    return {
+        "config": config.to_dict(),
+        "processor_config": tokenizer.processor.to_json_dict(),
+        "preprocessor_config": image.to_json_dict(),
+        "special_tokens_map": dict(tokenizer.special),
+    }
+
+
+def save_single(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    tokenizer_json: str,
+    vae_config: Mapping[str, Any] | None = None,
+    vae: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write one file that holds all of a JanusFlow; `parts` as `describe_files` gives them."""
+    tensors = {**weights, TOKENIZER_KEY: json_tensor(tokenizer_json)}
+    tensors |= {VAE_PREFIX + key: value for key, value in (vae or {}).items()}
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in parts.items()}
+    if vae_config is not None:
+        metadata["vae_config"] = json.dumps(dict(vae_config))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, tensors, metadata)
+
+
+def save_folder(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    tokenizer_json: str,
+    vae_config: Mapping[str, Any] | None = None,
+    vae: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a folder in the official layout, whole or not at all; raises FileExistsError rather than overwrite."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another name or move it away.")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, values in parts.items():
+            _write_json(partial / f"{name}.json", values)
+        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        write_tensors(partial / "model.safetensors", weights)
+        if vae is not None:
+            (partial / "vae").mkdir()
+            _write_json(partial / "vae" / "config.json", vae_config or {})
+            write_tensors(partial / "vae" / "diffusion_pytorch_model.safetensors", vae)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    dtype: torch.dtype | None = None,
+    vae: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+) -> Checkpoint:
+    """Rewrite a checkpoint as a single file (target ends in .safetensors) or a folder, read it back and compare.
+
+    `dtype` None keeps the stored one; `vae` (config, weights) is put in where the source has none or another.
+    """
+    origin, target = open_checkpoint(source), Path(target)
+    if origin.tokenizer is None:
+        raise ValueError(f"{origin.name} holds only the flow half of a JanusFlow; convert a whole checkpoint.")
+    expected = {key: tuple(value.shape) for key, value in JanusFlow(origin.config, device="meta").state_dict().items()}
+    check_shapes(origin, expected)
+    check_extra(origin, expected)
+    weights = dict(read_weights(origin.weights, expected, dtype))
+    if vae is None and origin.vae_weights is not None:
+        vae = origin.vae_config or {}, {key: origin.vae_weights.read(key) for key in origin.vae_weights}
+    stored = weights["language_model.model.norm.weight"].dtype
+    config = origin.config.model_copy(update={"torch_dtype": str(stored).removeprefix("torch.")})
+    parts = describe_files(config, origin.tokenizer, origin.image)
+    save = save_single if target.suffix in SAFE_SUFFIXES else save_folder
+    save(target, weights, parts, origin.tokenizer.json, *(vae or (None, None)))
+    written = open_checkpoint(target)
+    for key, tensor in read_weights(written.weights, expected):
+        if not torch.equal(tensor, weights[key]):
+            raise RuntimeError(f"{target}: {key} was not written as it was read: check the disk and convert again.")
+    return written

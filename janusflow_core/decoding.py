@@ -1,0 +1,129 @@
+"""Autoregressive text: prefill once, then one token at a time for a whole batch, with streaming and cancel.
+
+B batch, T prompt tokens, D hidden size, V vocabulary. Knows the model only as a backbone (embeddings to hidden
+states), a head (hidden states to logits) and an embedding table, because ComfyUI keeps them in different places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .llama import Attention, Backbone, KVCache, sdpa
+
+# (row, token id), called in order for every new token; may raise to cancel
+OnToken = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the next token is chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}.")
+        if self.top_k < 0 or not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"top_k must be 0 or above and min_p in [0, 1], got {self.top_k} and {self.min_p}.")
+        if self.repetition_penalty <= 0:
+            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}.")
+
+
+def penalise(logits: Tensor, seen: Tensor, options: SamplingOptions) -> Tensor:
+    """Make tokens less likely that a row has already said; `seen` (B, V) is boolean."""
+    factor = torch.where(logits > 0, 1 / options.repetition_penalty, options.repetition_penalty)
+    return torch.where(seen, logits * factor - options.presence_penalty, logits)
+
+
+def truncate(logits: Tensor, options: SamplingOptions) -> Tensor:
+    """Send to -inf all but the top k tokens, those under min_p of the best, those outside the nucleus top_p."""
+    if 0 < options.top_k < logits.shape[-1]:
+        kth = logits.topk(options.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if options.min_p > 0:
+        probability = logits.softmax(dim=-1)
+        floor = options.min_p * probability.amax(dim=-1, keepdim=True)
+        logits = logits.masked_fill(probability < floor, float("-inf"))
+    if options.top_p < 1:
+        ordered, index = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        outside = ordered.cumsum(dim=-1) - ordered >= options.top_p  # the token that crosses top_p stays in
+        logits = logits.masked_fill(outside.scatter(-1, index, outside), float("-inf"))
+    return logits
+
+
+def choose(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.Generator]) -> Tensor:
+    """Next token ids (B,) of float32 logits (B, V); each row has its own generator, so no batch changes a text."""
+    if options.temperature == 0:
+        return logits.argmax(dim=-1)
+    probability = truncate(logits / options.temperature, options).softmax(dim=-1).cpu()
+    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probability, generators, strict=True)]
+    return torch.cat(drawn).to(logits.device)
+
+
+def left_padded_mask(real: Tensor, first: int) -> Tensor:
+    """Causal mask (B, 1, T - first, T) over keys that are `real` (B, T); padding sees itself, so that no row is empty."""
+    total = real.shape[1]
+    key = torch.arange(total, device=real.device)
+    query = key[first:, None]
+    return (((key <= query) & real[:, None, :]) | (key == query))[:, None]
+
+
+@torch.no_grad()
+def generate(
+    backbone: Backbone,
+    head: Callable[[Tensor], Tensor],
+    embed: Callable[[Tensor], Tensor],
+    prompt: Tensor,
+    real: Tensor,
+    *,
+    eos: int,
+    max_new_tokens: int,
+    options: SamplingOptions = SamplingOptions(),
+    seeds: Sequence[int] | None = None,
+    on_token: OnToken | None = None,
+    attention: Attention = sdpa,
+) -> list[list[int]]:
+    """Continue prompts given as left-padded embeddings (B, T, D), `real` (B, T) marking what is not padding.
+
+    Returns the new ids of each row, the closing `eos` left out. Row k is the same alone and in any batch.
+    """
+    rows, length = prompt.shape[:2]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds or [0] * rows]
+    cache = KVCache(length + max_new_tokens)
+    positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+    texts: list[list[int]] = [[] for _ in range(rows)]
+    done, seen, hidden = [False] * rows, None, prompt
+    for step in range(max_new_tokens):
+        mask = left_padded_mask(real, cache.length)
+        hidden = backbone(hidden, positions, mask, cache, attention)[:, -1]
+        cache.keep(mask.shape[2])
+        logits = head(hidden).float()  # (B, V)
+        if options.repetition_penalty != 1 or options.presence_penalty != 0:
+            seen = torch.zeros_like(logits, dtype=torch.bool) if seen is None else seen
+            logits = penalise(logits, seen, options)
+        ids = choose(logits, options, generators)
+        if seen is not None:
+            seen.scatter_(1, ids[:, None], True)
+        for row, token in enumerate(ids.tolist()):
+            done[row] = done[row] or token == eos
+            if not done[row]:
+                texts[row].append(token)
+                if on_token is not None:
+                    on_token(row, token)
+        if all(done) or step + 1 == max_new_tokens:
+            break
+        hidden = embed(ids[:, None]).to(prompt.dtype)  # (B, 1, D)
+        positions = positions[:, -1:] + 1
+        real = torch.cat((real, torch.ones_like(real[:, :1])), dim=1)
+    return texts

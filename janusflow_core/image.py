@@ -1,0 +1,189 @@
+"""The model's view of a picture: files and tensors to PIL, then the authors' resize, pad and normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Picture = Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """The values of preprocessor_config.json; sizes in pixels, mean and std on the [0, 1] scale."""
+
+    image_size: int = 384
+    min_size: int = 14
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+
+    def __post_init__(self) -> None:
+        self._expect("image_size", _is_int(self.image_size) and self.image_size > 0, "a positive integer")
+        min_ok = _is_int(self.min_size) and 0 < self.min_size <= self.image_size
+        self._expect("min_size", min_ok, f"an integer from 1 to image_size ({self.image_size})")
+        mean_ok = _is_triple(self.image_mean) and all(0 <= v <= 1 for v in self.image_mean)
+        self._expect("image_mean", mean_ok, "three numbers from 0 to 1")
+        std_ok = _is_triple(self.image_std) and all(0 < v < np.inf for v in self.image_std)
+        self._expect("image_std", std_ok, "three positive numbers")
+        rescale_ok = _is_number(self.rescale_factor) and 0 < self.rescale_factor < np.inf
+        self._expect("rescale_factor", rescale_ok, "a positive number such as 0.00392156862745098")
+        self._expect("do_normalize", isinstance(self.do_normalize, bool), "true or false")
+
+    def _expect(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            where = f"{name} in preprocessor_config.json"
+            raise ValueError(f"{where} is {getattr(self, name)!r}, expected {expected}: correct the file")
+
+    @property
+    def background_color(self) -> tuple[int, int, int]:
+        """The 8-bit RGB padding: the mean, truncated, whatever background_color a file names."""
+        red, green, blue = (int(v * 255) for v in self.image_mean)
+        return red, green, blue
+
+    @classmethod
+    def from_json_dict(cls, values: Mapping[str, Any]) -> ImageConfig:
+        """Read a parsed preprocessor_config.json; other keys are ignored, wrong values raise ValueError."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+        return cls(**plain)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """The content of an official preprocessor_config.json with these values."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        names = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
+        return {**names, "background_color": list(self.background_color), **values}
+
+
+def preprocess(image: Picture, config: ImageConfig) -> Tensor:
+    """The vision encoder's float32 input (3, S, S) for one picture of any kind that `to_pil` takes."""
+    pixels = np.asarray(resize_and_pad(image, config)).transpose(2, 0, 1)
+    # Rescaling in float64 and rounding once is what makes the bits equal to the authors'.
+    values = (pixels.astype(np.float64) * config.rescale_factor).astype(np.float32)
+    if config.do_normalize:
+        mean = np.array(config.image_mean, dtype=np.float32)[:, None, None]
+        std = np.array(config.image_std, dtype=np.float32)[:, None, None]
+        values = (values - mean) / std
+    return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def resize_and_pad(image: Picture, config: ImageConfig) -> Image.Image:
+    """An RGB picture of S x S, longer side scaled to S, centred on the background; no alpha, no EXIF."""
+    image = to_pil(image).convert("RGB")
+    longest = max(image.size)
+    # Truncation in this order of float operations: 213/640 gives 127 rows, not 128.
+    width, height = (max(int(side / longest * config.image_size), config.min_size) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (config.image_size, config.image_size), config.background_color)
+    square.paste(resized, ((config.image_size - width) // 2, (config.image_size - height) // 2))
+    return square
+
+
+def to_pil(image: Picture) -> Image.Image:
+    """A PIL image as it is, or one from an array or tensor (H, W) or (H, W, C): uint8, or float in [0, 1]."""
+    if isinstance(image, Image.Image):
+        found = image
+    elif isinstance(image, Tensor):
+        found = _array_to_pil(_tensor_to_array(image))
+    elif isinstance(image, np.ndarray):
+        found = _array_to_pil(image)
+    else:
+        kind = type(image).__name__
+        raise TypeError(f"got a picture of type {kind}, expected a PIL image, an array or a tensor: open it first")
+    if not found.width or not found.height:
+        raise ValueError(f"got an empty picture of {found.width} x {found.height} pixels, expected 1 x 1 or more")
+    return found
+
+
+def from_tensor(images: Tensor) -> list[Image.Image]:
+    """PIL images of a batch (B, H, W, C), float in [0, 1], rounded to 8 bits; ComfyUI's IMAGE type."""
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"got images of shape {tuple(images.shape)}, expected (batch, height, width, channels) "
+            "with 1, 3 or 4 channels: add the batch axis, or move the channels to the end"
+        )
+    if not images.is_floating_point():
+        raise ValueError(f"got images of type {images.dtype}, expected float from 0 to 1: divide 8 bits by 255")
+    return [to_pil(image) for image in images]
+
+
+def pixels(image: Picture) -> Tensor:
+    """Channels first (C, H, W), float32 in [0, 1], of one picture in its own size and mode."""
+    array = np.asarray(to_pil(image), dtype=np.float32) / 255
+    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
+
+
+def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
+    """An RGB picture of a user's file, upright by its EXIF tag, 16-bit and float greys scaled to 8 bits.
+
+    Transparency is dropped, not blended, as the model's training did. Raises FileNotFoundError, or ValueError
+    for a file that Pillow cannot read.
+    """
+    try:
+        with Image.open(source) as image:
+            return _to_8_bit(ImageOps.exif_transpose(image)).convert("RGB")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no picture at {source}: check the path") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{source} is no picture that Pillow can read: convert it to PNG or JPEG") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the picture {source} cannot be read ({error}): save it again") from error
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits, 32-bit integers or floats as mode L; Pillow's own conversion clips them at 255."""
+    if image.mode != "F" and image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    # Integer greys come from 16-bit files. A float file names no white: the first that holds all values.
+    whites = (1, 255, 65535) if image.mode == "F" else (65535,)
+    white = next((w for w in whites if values.max() <= w), whites[-1])
+    return Image.fromarray(np.rint(values.clip(0, white) * (255 / white)).astype(np.uint8))
+
+
+def _tensor_to_array(image: Tensor) -> np.ndarray:
+    image = image.detach().cpu()
+    return (image.float() if image.is_floating_point() else image).numpy()
+
+
+def _array_to_pil(array: np.ndarray) -> Image.Image:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (1, 3, 4)):
+        raise ValueError(
+            f"got a picture of shape {array.shape}, expected (height, width) or (height, width, channels) "
+            "with 1, 3 or 4 channels: hand in one picture, channels last"
+        )
+    if not array.size:
+        raise ValueError(f"got an empty picture of shape {array.shape}, expected at least 1 x 1 pixels")
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    return Image.fromarray(np.ascontiguousarray(_to_uint8(array)))
+
+
+def _to_uint8(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"got a picture of type {array.dtype}, expected uint8 or float from 0 to 1: convert it")
+    if not np.isfinite(array).all():
+        raise ValueError("got a picture with NaN or infinite values, expected 0 to 1: mend what made it")
+    return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_triple(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(_is_number(v) for v in value)

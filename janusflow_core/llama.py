@@ -1,0 +1,178 @@
+"""The language model: a Llama whose modules carry the checkpoint's names.
+
+B batch, T query positions, S key positions, D hidden size, H heads, K head size.
+`operations` supplies the layers (torch.nn, or ComfyUI's own) and `attention` the kernel, so that the same
+classes serve as a library and under ComfyUI's memory management.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import LanguageConfig
+
+# (q, k, v: (B, H, T, K), mask: bool, True where visible, or None for no mask) -> (B, T, H * K)
+Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention of (B, H, T, K) heads under a boolean `mask` (True = visible): (B, T, H * K)."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+class KVCache:
+    """Keys and values of every layer in preallocated buffers: `length` tokens are kept, the rest is scratch.
+
+    `extend` writes behind the kept tokens; only `keep` makes what was written part of the past. The flow keeps the
+    prompt and overwrites the picture at each step; text keeps every token.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.buffers: list[tuple[Tensor, Tensor]] = []
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, H, T, K) behind the kept tokens and return all (B, H, length + T, K)."""
+        if layer == len(self.buffers):
+            shape = (k.shape[0], k.shape[1], self.capacity, k.shape[3])
+            self.buffers.append((k.new_empty(shape), v.new_empty(shape)))
+        end = self.length + k.shape[2]
+        keys, values = self.buffers[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
+
+    def keep(self, tokens: int) -> None:
+        """Make the next `tokens` written positions part of the past."""
+        self.length += tokens
+
+
+def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (B, 1, T, K) of rotary embeddings, float32 whatever the weights: bf16 would lose the angle."""
+    index = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    angle = positions.float()[:, None, :, None] * (1.0 / theta ** (index / head_dim))  # (B, 1, T, K / 2)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embeddings to (B, H, T, K), pairing feature i with i + K / 2."""
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: LanguageConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        kv_size = self.kv_heads * self.head_dim
+        self.q_proj = operations.Linear(config.hidden_size, config.hidden_size, bias=False, **factory)
+        self.k_proj = operations.Linear(config.hidden_size, kv_size, bias=False, **factory)
+        self.v_proj = operations.Linear(config.hidden_size, kv_size, bias=False, **factory)
+        self.o_proj = operations.Linear(config.hidden_size, config.hidden_size, bias=False, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        layer: int,
+        cache: KVCache | None,
+        attention: Attention,
+    ) -> Tensor:
+        q = rotate(self._heads(self.q_proj(x), self.heads), *rope)  # (B, H, T, K)
+        k = rotate(self._heads(self.k_proj(x), self.kv_heads), *rope)
+        v = self._heads(self.v_proj(x), self.kv_heads)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, H, S, K)
+        if self.kv_heads != self.heads:
+            k, v = (part.repeat_interleave(self.heads // self.kv_heads, dim=1) for part in (k, v))
+        return self.o_proj(attention(q, k, v, mask))
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        return x.view(x.shape[0], x.shape[1], heads, self.head_dim).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LanguageConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.gate_proj = operations.Linear(config.hidden_size, config.intermediate_size, bias=False, **factory)
+        self.up_proj = operations.Linear(config.hidden_size, config.intermediate_size, bias=False, **factory)
+        self.down_proj = operations.Linear(config.intermediate_size, config.hidden_size, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: LanguageConfig, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.input_layernorm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+        self.self_attn = SelfAttention(config, operations, **factory)
+        self.post_attention_layernorm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+        self.mlp = MLP(config, operations, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        layer: int,
+        cache: KVCache | None,
+        attention: Attention,
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, layer, cache, attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Backbone(nn.Module):
+    """The transformer itself. `embeddings` and `layers` can be left out where another module owns those weights."""
+
+    def __init__(
+        self, config: LanguageConfig, *, embeddings: bool, layers: bool, operations: Any, **factory: Any
+    ) -> None:
+        super().__init__()
+        self.config = config
+        if embeddings:
+            self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **factory)
+        if layers:
+            self.layers = nn.ModuleList(Layer(config, operations, **factory) for _ in range(config.num_hidden_layers))
+            self.norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: KVCache | None = None,
+        attention: Attention = sdpa,
+    ) -> Tensor:
+        """Hidden states (B, T, D), after the final norm, of embeddings `x` (B, T, D) at integer `positions` (B, T).
+
+        `mask` is boolean, (B or 1, 1, T, S), True where a query may look. With a `cache`, S counts its kept tokens
+        before the T new ones.
+        """
+        rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rope, mask, index, cache, attention)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """Token embeddings and output head (`text`), transformer layers (`layers`), or both, under the official names."""
+
+    def __init__(self, config: LanguageConfig, *, text: bool, layers: bool, operations: Any, **factory: Any) -> None:
+        super().__init__()
+        self.model = Backbone(config, embeddings=text, layers=layers, operations=operations, **factory)
+        if text:
+            self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)

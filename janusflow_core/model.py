@@ -1,0 +1,170 @@
+"""JanusFlow: the language model with its two pairs of eyes and hands, under the official checkpoint's names.
+
+B batch, L prompt tokens, N picture tokens (h / 2 * w / 2), D hidden size; latents are (B, 4, h, w) at model scale
+(VAE latents times 0.13025). Time runs from t = 0, noise, to t = 1, data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import JanusFlowConfig
+from .llama import Attention, KVCache, LanguageModel, sdpa
+from .uvit import FlowDecoder, FlowEncoder
+from .vit import VisionEncoder
+
+
+@dataclass
+class Prefix:
+    """What the picture tokens look back at: a batch of prompts, padded on the right.
+
+    `embeddings` (B, L, D); `lengths` real tokens per row; `starts` the position of each row's time token, which for
+    an unconditional row is that of the prompt it is guided against; `cache` holds keys and values once computed.
+    """
+
+    embeddings: Tensor
+    lengths: Sequence[int]
+    starts: Sequence[int]
+    cache: KVCache | None = None
+
+    @classmethod
+    def join(cls, rows: Sequence[Tensor], starts: Sequence[int]) -> Prefix:
+        """Pad prompts (L_i, D) on the right into one batch."""
+        return cls(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), [len(row) for row in rows], list(starts))
+
+
+def visibility(lengths: Sequence[int], prefix: int, total: int, first: int, device: torch.device) -> Tensor:
+    """Causal mask (B or 1, 1, total - first, total) for queries from `first` on, blind to the prompts' padding."""
+    query = torch.arange(first, total, device=device)[:, None]
+    key = torch.arange(total, device=device)
+    causal = (key <= query)[None, None]
+    if all(length == prefix for length in lengths):
+        return causal
+    real = torch.tensor(lengths, device=device)[:, None]
+    return causal & ((key >= prefix) | (key < real))[:, None, None]
+
+
+class JanusFlow(nn.Module):
+    """The whole model, or one half of it where another module owns the other half's weights.
+
+    `flow`: transformer layers, generation encoder and decoder. `text`: token embeddings, output head, understanding
+    encoder. Modules are built empty: weights come from a checkpoint (see checkpoint.py) or `init_weights`.
+    """
+
+    def __init__(
+        self,
+        config: JanusFlowConfig,
+        *,
+        flow: bool = True,
+        text: bool = True,
+        operations: Any = nn,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
+        hidden = config.language.hidden_size
+        self.config = config
+        self.language_model = LanguageModel(config.language, text=text, layers=flow, operations=operations, **factory)
+        if text:
+            self.beg_of_und_embed = nn.Parameter(torch.empty(1, hidden, **factory))
+            self.vision_und_enc_model = VisionEncoder(config.vision, operations, **factory)
+            self.vision_und_enc_aligner = operations.Linear(config.vision.width, hidden, **factory)
+        if flow:
+            channels = config.flow.channels
+            self.vision_gen_enc_model = FlowEncoder(config.flow, hidden, operations, **factory)
+            self.vision_gen_enc_aligner = operations.Linear(channels, hidden, **factory)
+            self.vision_gen_dec_aligner_norm = operations.RMSNorm(hidden, eps=config.language.rms_norm_eps, **factory)
+            self.vision_gen_dec_aligner = operations.Linear(hidden, channels, **factory)
+            self.vision_gen_dec_model = FlowDecoder(config.flow, hidden, operations, **factory)
+
+    # --- what goes in -------------------------------------------------------------------------------------------
+
+    def encode_prompt(self, ids: Tensor) -> Tensor:
+        """Embeddings (B, L, D) of token ids (B, L)."""
+        return self.language_model.model.embed_tokens(ids)
+
+    def embed_image(self, pixels: Tensor, attention: Attention = sdpa) -> Tensor:
+        """The 1 + N embeddings (B, 1 + N, D) that stand for normalised pictures (B, 3, S, S) in a conversation.
+
+        The first is the learnt begin-of-understanding vector: it takes the place of the image start tag.
+        """
+        patches = self.vision_und_enc_aligner(self.vision_und_enc_model(pixels, attention))
+        begin = self.beg_of_und_embed.to(patches).expand(patches.shape[0], 1, -1)
+        return torch.cat((begin, patches), dim=1)
+
+    def embed_conversation(
+        self, ids: Tensor, image_mask: Tensor, pixels: Tensor | None, attention: Attention = sdpa
+    ) -> Tensor:
+        """Embeddings (B, T, D) of ids (B, T) whose places in `image_mask` (B, T) are filled from pictures (M, 3, S, S).
+
+        Pictures are taken in reading order; each fills its start tag and N image tags.
+        """
+        embeddings = self.encode_prompt(ids)
+        if pixels is None:
+            return embeddings
+        images = self.embed_image(pixels, attention).flatten(0, 1).to(embeddings)
+        return embeddings.masked_scatter(image_mask[..., None], images)
+
+    # --- what comes out -----------------------------------------------------------------------------------------
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (..., V) of hidden states (..., D)."""
+        return self.language_model.lm_head(hidden)
+
+    def prefill(self, prefix: Prefix, new_tokens: int, attention: Attention = sdpa) -> Prefix:
+        """The same prompts with their keys and values computed, and room for `new_tokens` behind them."""
+        length = prefix.embeddings.shape[1]
+        cache = KVCache(length + new_tokens)
+        positions = torch.arange(length, device=prefix.embeddings.device)[None]
+        mask = visibility([length], length, length, 0, prefix.embeddings.device)
+        self.language_model.model(prefix.embeddings, positions, mask, cache, attention)
+        cache.keep(length)
+        return Prefix(prefix.embeddings, prefix.lengths, prefix.starts, cache)
+
+    def velocity(self, z: Tensor, t: Tensor, prefix: Prefix, attention: Attention = sdpa) -> Tensor:
+        """Velocity x - z0 (B, 4, h, w) of latents `z` (B, 4, h, w) at times `t` (B,) in [0, 1], in float32.
+
+        `z` and `t` stay in float32 up to the first layer, whatever the weights (paper, section 3.2, eq. 4).
+        """
+        dtype = prefix.embeddings.dtype
+        features, t_emb = self.vision_gen_enc_model(z.to(dtype), 1000.0 * t.float())  # (B, C, h/2, w/2), (B, D)
+        tokens = self.vision_gen_enc_aligner(features.flatten(2).transpose(1, 2))  # (B, N, D)
+        hidden = self._look_back(torch.cat((t_emb[:, None], tokens), dim=1), prefix, attention)
+        hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden[:, -tokens.shape[1] :]))
+        grid = hidden.transpose(1, 2).unflatten(2, features.shape[2:])  # (B, C, h/2, w/2)
+        return self.vision_gen_dec_model(grid, features, t_emb).float()
+
+    def _look_back(self, tokens: Tensor, prefix: Prefix, attention: Attention) -> Tensor:
+        """Hidden states of [time, picture] tokens (B, 1 + N, D), which see their prompt and what came before them."""
+        device, length = tokens.device, prefix.embeddings.shape[1]
+        new, total = tokens.shape[1], length + tokens.shape[1]
+        starts = torch.tensor(prefix.starts, device=device)[:, None]
+        positions = starts + torch.arange(new, device=device)  # (B, 1 + N)
+        if prefix.cache is None:
+            before = torch.arange(length, device=device).expand(tokens.shape[0], -1)
+            positions = torch.cat((before, positions), dim=1)
+            tokens = torch.cat((prefix.embeddings, tokens), dim=1)
+        first = length if prefix.cache is not None else 0
+        mask = visibility(prefix.lengths, length, total, first, device)
+        return self.language_model.model(tokens, positions, mask, prefix.cache, attention)[:, -new:]
+
+    # --- from nothing -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Fill every weight for training from nothing: normal with variance 1 / fan_in, norms 1, biases 0."""
+        for name, weight in self.named_parameters():
+            if name.endswith("bias") or name == "beg_of_und_embed" or "channelwise_norm" in name:
+                weight.zero_()
+            elif weight.dim() == 1:
+                weight.fill_(1.0)
+            elif "embed" in name.rsplit(".", 2)[-2] or name.endswith("pos_embed"):
+                weight.normal_(0.0, 0.02, generator=generator)
+            else:
+                weight.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)

@@ -1,0 +1,279 @@
+"""Both directions in a page each: a prompt to pictures, pictures and a question to words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import decoding, image, sampling
+from .checkpoint import Checkpoint, load_model, open_checkpoint
+from .decoding import SamplingOptions
+from .model import JanusFlow, Prefix
+from .tokenizer import JanusTokenizer, Message
+from .vae import LatentCodec, load_vae_files, vae_config
+
+Output = Literal["pil", "pixels", "latent"]
+DEFAULT_QUESTION = "Describe the image."
+
+
+def best_device() -> torch.device:
+    """CUDA (or ROCm) if there is one, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def best_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32; float16 overflows in this language model."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+class JanusFlowPipeline:
+    """A loaded JanusFlow: `generate` pictures from words, `describe` pictures in words."""
+
+    def __init__(
+        self,
+        model: JanusFlow,
+        tokenizer: JanusTokenizer,
+        image_config: image.ImageConfig,
+        codec: LatentCodec | None,
+        device: torch.device,
+    ) -> None:
+        self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
+        self.codec, self.device = codec, device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "janusflow-tiny",
+        *,
+        vae: str | Path | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> JanusFlowPipeline:
+        """Load a bundled name, a folder in the official layout or one .safetensors file; nothing is downloaded.
+
+        `vae`: a diffusers folder or an SDXL VAE file, where the checkpoint brings none. Raises FileNotFoundError or
+        ValueError with one sentence that names the file and what to do.
+        """
+        device = torch.device(device) if device is not None else best_device()
+        checkpoint = open_checkpoint(source)
+        if checkpoint.tokenizer is None or not checkpoint.has_flow:
+            raise ValueError(f"{checkpoint.name} holds half of a JanusFlow only; load a whole checkpoint.")
+        model = load_model(checkpoint, dtype or best_dtype(device), device)
+        return cls(model, checkpoint.tokenizer, checkpoint.image, _codec(checkpoint, vae, device), device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.vision_gen_dec_aligner.weight.dtype
+
+    # --- words to pictures --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        num_images: int = 1,
+        steps: int = 30,
+        guidance: float = 2.0,
+        solver: str = "euler",
+        seed: int = 0,
+        noise: Tensor | None = None,
+        init_image: Image.Image | Tensor | None = None,
+        strength: float = 1.0,
+        mask: Image.Image | Tensor | None = None,
+        output: Output = "pil",
+        on_step: sampling.OnStep | None = None,
+    ) -> Any:
+        """Draw `num_images` pictures of each prompt; picture k equals a single run with seed + k.
+
+        Sides are in pixels, multiples of 16 (default: the trained size). `guidance` 1 means none; 2 is the paper's.
+        `noise` (B, 4, h, w) replaces the drawn z0. `strength` in (0, 1] is how far `init_image` is dissolved, and
+        `mask` is 1 where it is painted anew. Returns a list of PIL pictures, pixels (B, 3, H, W) in [0, 1] or
+        model-scale latents (B, 4, h, w). Raises ValueError for bad arguments; `on_step` may raise to cancel.
+        """
+        rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
+        noise = self._noise(len(rows), width, height, seed, noise)
+        times = sampling.time_grid(steps, start=1.0 - _fraction(strength) if init_image is not None else 0.0)
+        z, inpaint = noise, None
+        if init_image is not None:
+            x = self._latents(init_image, noise)
+            z = sampling.interpolate(x, noise, times[0])
+            if mask is not None:
+                inpaint = sampling.Inpaint(x, self._latent_mask(mask, noise), noise)
+        elif mask is not None:
+            raise ValueError("mask needs init_image: it says which part of that picture is painted anew.")
+        velocity = self.guided_velocity(rows, negative_prompt, guidance, noise.shape)
+        latents = sampling.integrate(velocity, z, times, solver, inpaint, on_step)
+        return self._finish(latents, output)
+
+    def guided_velocity(
+        self, prompts: Sequence[str], negative_prompt: str | None, guidance: float, shape: Sequence[int]
+    ) -> sampling.Velocity:
+        """The guided velocity of latents of this (B, 4, h, w) shape: a closure over the prompts' keys and values.
+
+        Without a negative prompt the unconditional rows see BOS alone, at the distance of the row they guide.
+        """
+        positive = [self.embed_prompt(prompt) for prompt in prompts]
+        prefixes, starts = list(positive), [len(row) for row in positive]
+        if guidance != 1.0 and negative_prompt:
+            prefixes += [self.embed_prompt(negative_prompt)] * len(positive)
+            starts += [len(row) for row in prefixes[len(positive) :]]
+        elif guidance != 1.0:
+            prefixes += [row[:1] for row in positive]
+            starts += starts
+        tokens = shape[-2] * shape[-1] // 4 + 1
+        self._check_context(max(starts) + tokens, "prompt and picture")
+        prefix = self.model.prefill(Prefix.join(prefixes, starts), tokens)
+
+        def velocity(z: Tensor, t: float) -> Tensor:
+            copies = len(prefixes) // len(positive)
+            time = torch.full((len(prefixes),), t, device=z.device)
+            v = self.model.velocity(z.repeat(copies, 1, 1, 1), time, prefix)
+            return v if copies == 1 else sampling.guide(v[: len(positive)], v[len(positive) :], guidance)
+
+        return velocity
+
+    def embed_prompt(self, prompt: str) -> Tensor:
+        """The embeddings (L, D) that the picture tokens look back at."""
+        ids = torch.tensor(self.tokenizer.generation_ids(prompt), device=self.device)
+        return self.model.encode_prompt(ids)
+
+    def _noise(self, rows: int, width: int | None, height: int | None, seed: int, noise: Tensor | None) -> Tensor:
+        if rows == 0:
+            raise ValueError("there is nothing to draw: give at least one prompt and num_images of at least 1.")
+        default, channels = self.image_config.image_size, self.model.config.flow.latent_channels
+        width, height = (default if side is None else side for side in (width, height))
+        if noise is None:
+            for name, side in (("width", width), ("height", height)):
+                if side % 16 or side < 16:
+                    raise ValueError(f"{name} must be a multiple of 16 pixels, got {side}.")
+            noise = sampling.draw_noise((channels, height // 8, width // 8), [seed + k for k in range(rows)])
+        if noise.dim() != 4 or noise.shape[:2] != (rows, channels) or noise.shape[2] % 2 or noise.shape[3] % 2:
+            raise ValueError(f"noise must be ({rows}, {channels}, h, w) with even h and w, got {tuple(noise.shape)}.")
+        return noise.to(self.device, torch.float32)
+
+    def _latents(self, picture: Image.Image | Tensor, like: Tensor) -> Tensor:
+        size = like.shape[3] * 8, like.shape[2] * 8
+        if isinstance(picture, Image.Image):
+            picture = image.pixels(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))[None]
+        if picture.shape[-2:] != (size[1], size[0]) or picture.dim() != 4:
+            raise ValueError(f"init_image must be (B, 3, {size[1]}, {size[0]}) in [0, 1], got {tuple(picture.shape)}.")
+        return self._need_codec().encode(picture).to(like).expand(like.shape)
+
+    def _latent_mask(self, mask: Image.Image | Tensor, like: Tensor) -> Tensor:
+        if isinstance(mask, Image.Image):
+            mask = image.pixels(mask.convert("L"))
+        mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(like)
+        return torch.nn.functional.interpolate(mask, size=like.shape[-2:], mode="bilinear")
+
+    def _finish(self, latents: Tensor, output: Output) -> Any:
+        if output == "latent":
+            return latents
+        pixels = self._need_codec().decode(latents)
+        if output == "pixels":
+            return pixels
+        if output == "pil":
+            return image.from_tensor(pixels.permute(0, 2, 3, 1))
+        raise ValueError(f"output must be 'pil', 'pixels' or 'latent', got {output!r}.")
+
+    def _need_codec(self) -> LatentCodec:
+        if self.codec is None:
+            raise ValueError(
+                "this checkpoint brings no VAE: pass vae=, the path of an SDXL VAE "
+                "(a diffusers folder or a .safetensors file), or ask for output='latent'."
+            )
+        return self.codec
+
+    # --- pictures to words --------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def describe(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        question: str = DEFAULT_QUESTION,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        on_token: Callable[[str], None] | None = None,
+    ) -> str:
+        """Answer one question about one picture or several; `on_token` gets the words as they come and may raise.
+
+        `temperature` 0 is greedy. Raises ValueError for a conversation that does not fit the model.
+        """
+        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        stream = self.tokenizer.stream()
+        forward = None if on_token is None else (lambda row, token: on_token(stream.push(token)))
+        options = SamplingOptions(temperature=temperature, top_p=top_p)
+        conversation = self.tokenizer.question_messages(question, len(pictures))
+        (answer,) = self.converse(
+            [conversation], [pictures], max_new_tokens=max_new_tokens, options=options, seeds=[seed], on_token=forward
+        )
+        if on_token is not None and (rest := stream.flush()):
+            on_token(rest)
+        return answer
+
+    @torch.no_grad()
+    def converse(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        images: Sequence[Sequence[Image.Image]],
+        *,
+        max_new_tokens: int = 512,
+        options: SamplingOptions = SamplingOptions(),
+        seeds: Sequence[int] | None = None,
+        on_token: decoding.OnToken | None = None,
+    ) -> list[str]:
+        """The next turn of several conversations at once, each with its own pictures; batched equals alone."""
+        ids = [
+            self.tokenizer.understanding_ids(turns, len(own)) for turns, own in zip(conversations, images, strict=True)
+        ]
+        tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
+        self._check_context(tokens.shape[1] + max_new_tokens, "conversation, pictures and max_new_tokens")
+        pixels = [image.preprocess(picture, self.image_config) for own in images for picture in own]
+        stacked = torch.stack(pixels).to(self.device, self.dtype) if pixels else None
+        embeddings = self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, stacked)
+        texts = decoding.generate(
+            self.model.language_model.model,
+            self.model.logits,
+            self.model.encode_prompt,
+            embeddings,
+            real,
+            eos=self.tokenizer.eos_id,
+            max_new_tokens=max_new_tokens,
+            options=options,
+            seeds=seeds,
+            on_token=on_token,
+        )
+        return [self.tokenizer.decode(text).strip() for text in texts]
+
+    def _check_context(self, tokens: int, what: str) -> None:
+        limit = self.model.config.language.max_position_embeddings
+        if tokens > limit:
+            raise ValueError(f"{what} need {tokens} tokens, but the model's context holds {limit}: make them shorter.")
+
+
+def _fraction(strength: float) -> float:
+    if not 0.0 < strength <= 1.0:
+        raise ValueError(f"strength must lie in (0, 1], got {strength}.")
+    return strength
+
+
+def _codec(checkpoint: Checkpoint, vae: str | Path | None, device: torch.device) -> LatentCodec | None:
+    if vae is not None:
+        return LatentCodec(*load_vae_files(vae), device=device)
+    if checkpoint.vae_weights is None:
+        return None
+    weights = {key: checkpoint.vae_weights.read(key) for key in checkpoint.vae_weights}
+    return LatentCodec(checkpoint.vae_config or vae_config(weights), weights, device=device)

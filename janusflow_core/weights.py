@@ -1,0 +1,141 @@
+"""Tensors on disk, read one at a time: safetensors by memory map, .bin and .pt only with torch's safe unpickler."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SAFE_SUFFIXES = (".safetensors", ".sft")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+class TensorFile:
+    """Names and shapes of the tensors in one file, and the tensors on demand.
+
+    Raises ValueError with one sentence when the file is cut short or is not what its name says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._loaded: dict[str, Tensor] | None = None
+        if path.suffix in SAFE_SUFFIXES:
+            with self._open() as file:
+                self.metadata = dict(file.metadata() or {})
+                self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+        elif path.suffix in PICKLE_SUFFIXES:
+            self._loaded = _unpickle(path)
+            self.shapes = {key: tuple(value.shape) for key, value in self._loaded.items()}
+        else:
+            raise ValueError(f"{path.name} is no weight file: expected {', '.join(SAFE_SUFFIXES + PICKLE_SUFFIXES)}.")
+
+    def read(self, key: str) -> Tensor:
+        """One tensor, backed by the file where it can be: its memory is the page cache's until it is converted."""
+        if self._loaded is not None:
+            return self._loaded[key]
+        # Opened anew for each tensor, so that the pages of those already converted can go.
+        with self._open() as file:
+            return file.get_tensor(key)
+
+    def _open(self) -> safe_open:
+        try:
+            return safe_open(self.path, framework="pt", device="cpu")
+        except SafetensorError as error:
+            size = self.path.stat().st_size
+            raise ValueError(
+                f"{self.path.name} is not a whole safetensors file ({size:,} bytes; {error}): "
+                "it was probably cut short; download or copy it again."
+            ) from error
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch's own text is a page long and advises to load it unsafely
+        raise ValueError(
+            f"{path.name} cannot be read safely, because it is cut short or holds more than tensors: "
+            "convert it to .safetensors where it came from."
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} holds no dictionary of tensors: it is not a checkpoint.")
+    return dict(state)
+
+
+class Weights:
+    """The tensors of a checkpoint, spread over one or more files, optionally below a prefix."""
+
+    def __init__(self, files: Iterable[TensorFile], prefix: str = "") -> None:
+        self._where = {
+            key.removeprefix(prefix): (file, key) for file in files for key in file.shapes if key.startswith(prefix)
+        }
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        file, name = self._where[key]
+        return file.shapes[name]
+
+    def file(self, key: str) -> str:
+        return self._where[key][0].path.name
+
+    def read(self, key: str) -> Tensor:
+        file, name = self._where[key]
+        return file.read(name)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all: to a temporary name first, then renamed."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"format": "pt", **(metadata or {})})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def json_tensor(text: str) -> Tensor:
+    """A text as a uint8 tensor, for what must live among the weights of a single file."""
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def tensor_json(tensor: Tensor) -> str:
+    """The text in a uint8 tensor."""
+    return tensor.cpu().numpy().tobytes().decode()
+
+
+def read_index(folder: Path) -> list[TensorFile]:
+    """The weight files of a folder: model.safetensors, its shards with an index, or pytorch_model.bin.
+
+    Raises FileNotFoundError when there is none or a shard is missing, ValueError when the index is broken.
+    """
+    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / index).is_file():
+            try:
+                names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{folder.name}/{index} is no index of weights ({error!r}): copy it again.") from error
+            missing = [name for name in names if not (folder / Path(name).name).is_file()]
+            if missing:
+                raise FileNotFoundError(f"{folder.name} lacks {missing[0]}, which {index} names: download it again.")
+            return [TensorFile(folder / Path(name).name) for name in names]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [TensorFile(folder / name)]
+    raise FileNotFoundError(
+        f"{folder.name} holds no weights: expected model.safetensors, shards with "
+        "model.safetensors.index.json, or pytorch_model.bin."
+    )

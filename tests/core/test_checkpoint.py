@@ -1,0 +1,376 @@
+"""Every layout in and out, and what is said about files that are not what they should be."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden import (
+    MODULE,
+    TRAJECTORY,
+    assert_close,
+    micro,
+    micro_tokenizer,
+    new_codec,
+    pipeline,
+    pool_weights,
+    tensors,
+    trajectory,
+    write_folder,
+)
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from janusflow_core.checkpoint import (
+    JSON_KEYS,
+    Checkpoint,
+    convert,
+    load_model,
+    open_checkpoint,
+    save_folder,
+)
+from janusflow_core.pipeline import JanusFlowPipeline
+from janusflow_core.weights import json_tensor, write_tensors
+
+NORM = "language_model.model.norm.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "micro", micro())
+
+
+@pytest.fixture
+def single(folder: Path) -> Path:
+    convert(folder, folder.with_name("micro.safetensors"))
+    return folder.with_name("micro.safetensors")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """Change the tensors of a safetensors file in place, its metadata kept."""
+    weights = load_file(path)
+    change(weights)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(weights, path, metadata)
+    return path
+
+
+def rewrite_json(path: Path, **changed: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changed}), encoding="utf-8")
+
+
+def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
+    """Bit-equal weights, and the same everything else."""
+    for key, weight in load_model(expected).state_dict().items():
+        assert torch.equal(found.weights.read(key), weight), key
+    assert found.config == expected.config and found.image == expected.image
+    assert found.tokenizer.processor == expected.tokenizer.processor
+    assert found.tokenizer.json == expected.tokenizer.json and found.tokenizer.special == expected.tokenizer.special
+    assert found.vae_config == expected.vae_config
+    assert sorted(found.vae_weights or ()) == sorted(expected.vae_weights or ())
+    for key in expected.vae_weights or ():
+        assert torch.equal(found.vae_weights.read(key), expected.vae_weights.read(key)), key
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------
+
+
+def test_recorded_model_draws_the_recorded_picture_from_disk(tmp_path: Path):
+    pipe = JanusFlowPipeline.from_pretrained(write_folder(tmp_path / "tiny", pipeline(), codec=True), device="cpu")
+    assert_close(trajectory(pipe, "n2_cfg2")[-1], tensors("t2i_n2_cfg2")["z"][-1], TRAJECTORY)
+    assert_close(pipe.codec.decode(tensors("vae")["latent"]), new_codec().decode(tensors("vae")["latent"]), MODULE)
+
+
+def test_folder_loads_what_was_saved(folder: Path):
+    model = load_model(open_checkpoint(folder))
+    assert not model.training and not any(weight.requires_grad for weight in model.parameters())
+    for key, weight in micro().model.state_dict().items():
+        assert torch.equal(model.state_dict()[key], weight), key
+
+
+@pytest.mark.parametrize("codec", [False, True], ids=["without VAE", "with VAE"])
+def test_folder_to_single_file_to_folder_is_bit_equal(tmp_path: Path, codec: bool):
+    origin = open_checkpoint(write_folder(tmp_path / "micro", micro(), codec))
+    single = convert(tmp_path / "micro", tmp_path / "one" / "file.safetensors")
+    assert_same(single, origin)
+    again = convert(tmp_path / "one" / "file.safetensors", tmp_path / "again")
+    assert_same(again, origin)
+    assert (origin.vae_weights is not None) == codec
+
+
+def test_unused_attention_pool_is_dropped_by_name(folder: Path, single: Path):
+    pool = set(pool_weights(micro().model.config))
+    assert pool < set(load_file(folder / "model.safetensors"))
+    assert not pool & set(load_file(single))
+
+
+def test_conversion_can_change_the_precision(folder: Path, tmp_path: Path):
+    convert(folder, tmp_path / "half.safetensors", dtype=torch.bfloat16)
+    checkpoint = open_checkpoint(tmp_path / "half.safetensors")
+    assert checkpoint.config.torch_dtype == "bfloat16"
+    weights = load_model(checkpoint).state_dict()
+    for key, weight in micro().model.state_dict().items():
+        assert torch.equal(weights[key], weight.bfloat16()), key
+
+
+def test_a_vae_can_be_put_in(folder: Path, tmp_path: Path):
+    origin = open_checkpoint(write_folder(tmp_path / "whole", micro(), codec=True))
+    vae = {key: origin.vae_weights.read(key) for key in origin.vae_weights}
+    assert_same(convert(folder, tmp_path / "with.safetensors", vae=(origin.vae_config, vae)), origin)
+
+
+def test_shards_load_as_one(folder: Path):
+    weights = load_file(folder / "model.safetensors")
+    names = {key: f"model-0000{1 + k % 3}-of-00003.safetensors" for k, key in enumerate(weights)}
+    for name in set(names.values()):
+        save_file({key: weights[key] for key in weights if names[key] == name}, folder / name)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    found = load_model(open_checkpoint(folder)).state_dict()
+    assert all(torch.equal(found[key], weight) for key, weight in micro().model.state_dict().items())
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="micro lacks model-00002-of-00003.safetensors"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        torch.save,
+        lambda state, path: torch.save({"state_dict": state}, path),
+        lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False),
+    ],
+    ids=["plain", "nested", "older than zip"],
+)
+def test_bin_loads(folder: Path, save: Callable):
+    save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    found = load_model(open_checkpoint(folder)).state_dict()
+    assert all(torch.equal(found[key], weight) for key, weight in micro().model.state_dict().items())
+
+
+def test_json_among_the_tensors_is_read(single: Path):
+    """As ComfyUI saves a checkpoint: it writes its own metadata."""
+    with safe_open(single, "pt") as file:
+        parts = {key: json_tensor(value) for key, value in file.metadata().items() if key in JSON_KEYS}
+    save_file({**load_file(single), **parts}, single, {"prompt": "{}"})
+    expected = open_checkpoint(write_folder(single.with_name("plain"), micro()))
+    assert_same(open_checkpoint(single), expected)
+
+
+def test_flow_half_opens_but_is_no_pipeline(single: Path):
+    rewrite(
+        single,
+        lambda weights: [
+            weights.pop(key)
+            for key in list(weights)
+            if key.startswith(
+                ("beg_of_und", "vision_und", "language_model.lm_head", "language_model.model.embed", "tokenizer")
+            )
+        ],
+    )
+    checkpoint = open_checkpoint(single)
+    assert checkpoint.has_flow and not checkpoint.has_text and checkpoint.tokenizer is None
+    with pytest.raises(ValueError, match="micro holds half of a JanusFlow only"):
+        JanusFlowPipeline.from_pretrained(single)
+    with pytest.raises(ValueError, match="micro holds only the flow half"):
+        convert(single, single.with_name("new"))
+
+
+def test_loaded_weights_take_the_precision_asked_for(folder: Path):
+    checkpoint = open_checkpoint(folder)
+    for dtype in (torch.bfloat16, torch.float32, None):
+        weights = load_model(checkpoint, dtype).state_dict().values()
+        assert {weight.dtype for weight in weights} == {dtype or torch.float32}
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+def drop(key: str) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda weights: weights.pop(key)
+
+
+def put(key: str, value: Tensor) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda weights: weights.update({key: value})
+
+
+def poison(value: float) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda weights: weights[NORM].__setitem__(5, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (put(NORM, torch.ones(33)), ["model.safetensors", NORM, "[33]", "expected [32]"]),
+        (drop(NORM), ["micro", NORM, "missing", "expected shape [32]"]),
+        (put("unet.weight", torch.ones(3)), ["model.safetensors", "unet.weight", "not part of JanusFlow"]),
+        (poison(float("nan")), ["model.safetensors", NORM, "NaN"]),
+        (poison(float("inf")), ["model.safetensors", NORM, "infinite"]),
+    ],
+    ids=["wrong shape", "missing key", "extra key", "NaN", "infinity"],
+)
+def test_wrong_weights_are_named_in_one_sentence(folder: Path, change: Callable, words: list[str]):
+    rewrite(folder / "model.safetensors", change)
+    for attempt in (lambda: load_model(open_checkpoint(folder)), lambda: convert(folder, folder.with_name("new"))):
+        with pytest.raises(ValueError) as error:
+            attempt()
+        assert all(word in str(error.value) for word in words), error.value
+        assert "\n" not in str(error.value)
+    assert not folder.with_name("new").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, 0.5, 0.999], ids=str)
+def test_a_file_cut_short_is_named(folder: Path, kept: float):
+    file = folder / "model.safetensors"
+    size = int(kept if kept > 1 else kept * file.stat().st_size)
+    os.truncate(file, size)
+    with pytest.raises(ValueError, match=rf"model.safetensors is not a whole safetensors file \({size:,} bytes.*again"):
+        load_model(open_checkpoint(folder))
+
+
+class Bomb:
+    """Runs a command when unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))],
+    ids=["zip", "plain pickle"],
+)
+def test_a_pickle_that_runs_code_is_refused(folder: Path, tmp_path: Path, save: Callable):
+    (folder / "model.safetensors").unlink()
+    save({NORM: Bomb(tmp_path / "it ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"\Apytorch_model.bin cannot be read safely.*: convert it to .safetensors"):
+        open_checkpoint(folder)
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_bin_cut_short_is_named(folder: Path):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    os.truncate(folder / "pytorch_model.bin", 20_000)
+    with pytest.raises(ValueError, match="pytorch_model.bin cannot be read safely, because it is cut short"):
+        open_checkpoint(folder)
+
+
+def test_a_bin_without_tensors_is_refused(folder: Path):
+    (folder / "model.safetensors").unlink()
+    torch.save({"epoch": 3}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pytorch_model.bin holds no dictionary of tensors"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("config.json", "micro has no config.json"),
+        ("tokenizer.json", "micro has no tokenizer.json"),
+        ("model.safetensors", "micro holds no weights: expected model.safetensors"),
+    ],
+)
+def test_a_missing_file_is_named(folder: Path, name: str, words: str):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=words):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("processor_config", {"num_image_tokens": 576}, ["576 image tokens", "gives 4"]),
+        ("preprocessor_config", {"image_size": 64}, ["64 pixels", "config.json 32"]),
+        ("config", {"language_config": {}}, ["micro/config.json", "hidden_size"]),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_named(folder: Path, name: str, changed: dict, words: list[str]):
+    rewrite_json(folder / f"{name}.json", **changed)
+    with pytest.raises(ValueError) as error:
+        open_checkpoint(folder)
+    assert all(word in str(error.value) for word in ["micro", *words]), error.value
+
+
+def test_a_foreign_tokenizer_is_named(folder: Path):
+    language = json.loads((folder / "config.json").read_text())["language_config"]
+    rewrite_json(folder / "config.json", language_config={**language, "vocab_size": 900})
+    with pytest.raises(ValueError, match=f"micro: the tokenizer knows {micro_tokenizer().vocab_size} tokens.*only 900"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", '{"language_config": ', "micro/config.json is not valid JSON"),
+        ("config.json", "[1, 2]", "micro/config.json holds a list, expected an object"),
+        ("preprocessor_config.json", "null", "micro/preprocessor_config.json holds a NoneType, expected an object"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a',
+            "micro/model.safetensors.index.json is no index of weights",
+        ),
+        ("model.safetensors.index.json", "{}", "micro/model.safetensors.index.json is no index of weights"),
+    ],
+)
+def test_broken_json_is_named(folder: Path, name: str, text: str, words: str):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        open_checkpoint(folder)
+
+
+def test_broken_json_in_a_single_file_is_named(single: Path):
+    save_file(load_file(single), single, {"config": '{"language_config": '})
+    with pytest.raises(ValueError, match="micro.safetensors: config in its metadata is not valid JSON"):
+        open_checkpoint(single)
+
+
+def test_any_other_safetensors_file_is_no_janusflow(tmp_path: Path):
+    save_file({"unet.weight": torch.ones(3)}, tmp_path / "sd.safetensors")
+    with pytest.raises(ValueError, match="sd.safetensors is not a JanusFlow checkpoint.*config.*janusflow convert"):
+        open_checkpoint(tmp_path / "sd.safetensors")
+
+
+def test_a_single_file_without_tokenizer_is_named(single: Path):
+    rewrite(single, drop("tokenizer_json"))
+    with pytest.raises(ValueError, match="micro.safetensors holds no tokenizer: it lacks the tensor tokenizer_json"):
+        open_checkpoint(single)
+
+
+def test_what_does_not_exist_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="nothing-here is neither a folder, nor a file, nor one of the bundled"):
+        open_checkpoint("nothing-here")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match="notes.txt is no weight file: expected .safetensors"):
+        open_checkpoint(tmp_path / "notes.txt")
+
+
+# --- nothing half-written ---------------------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten(folder: Path, single: Path):
+    with pytest.raises(FileExistsError, match="micro exists already"):
+        convert(single, folder)
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path):
+    (tmp_path / "kept.safetensors").write_bytes(b"before")
+    unsaveable = {"a": torch.ones(2), "b": object()}
+    for save in (
+        lambda: write_tensors(tmp_path / "kept.safetensors", unsaveable),
+        lambda: save_folder(tmp_path / "folder", unsaveable, {}, "{}"),
+    ):
+        with pytest.raises(AttributeError):
+            save()
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
+    assert (tmp_path / "kept.safetensors").read_bytes() == b"before"

@@ -1,0 +1,209 @@
+import math
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from golden import MODULE, assert_close, read_json, recipe
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from janusflow_core.sampling import SOLVERS, Inpaint, draw_noise, guide, integrate, interpolate, time_grid
+
+NOISE, DATA = recipe("noise", (2, 4, 6, 4), 0), recipe("data", (2, 4, 6, 4), 0)
+steps_ = st.integers(1, 60)
+starts = st.floats(0, 0.999)
+shifts = st.floats(0.05, 20)
+solvers = st.sampled_from(list(SOLVERS))
+
+
+def curved(z: Tensor, t: float) -> Tensor:
+    """A velocity that depends on state and time; smooth, so that solvers converge."""
+    return torch.sin(2 * z) + math.cos(3 * t) - 0.5 * z
+
+
+# --- times ------------------------------------------------------------------------------------------------------
+
+
+@given(steps_, starts, shifts)
+def test_time_grid_rises_from_start_to_one(steps: int, start: float, shift: float):
+    times = time_grid(steps, start, shift)
+    assert len(times) == steps + 1 and times[-1] == 1
+    assert all(0 <= t < t_next <= 1 for t, t_next in zip(times, times[1:], strict=False))
+    assert times[0] == pytest.approx(start / (start + shift * (1 - start)))
+
+
+@given(steps_, starts)
+def test_time_grid_without_shift_is_even(steps: int, start: float):
+    times = time_grid(steps, start)
+    assert times == pytest.approx([start + (1 - start) * k / steps for k in range(steps + 1)])
+
+
+@given(st.integers(2, 60), st.floats(1.1, 20))
+def test_shift_spends_steps_near_the_noise(steps: int, shift: float):
+    pairs = zip(time_grid(steps, shift=shift)[1:-1], time_grid(steps)[1:-1], strict=True)
+    assert all(shifted < even for shifted, even in pairs)
+
+
+@pytest.mark.parametrize("steps", [int(n) for n in read_json("golden/times.json")])
+def test_times_equal_golden(steps: int):
+    golden, times = read_json("golden/times.json")[str(steps)], time_grid(steps)
+    assert [1000 * t for t in times[:-1]] == pytest.approx(golden["t_fp32"], rel=1e-6)
+    assert times[1] - times[0] == pytest.approx(golden["dt_fp32"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0,), "steps must be at least 1, got 0"),
+        ((5, 1.0), r"\[0, 1\), got 1.0"),
+        ((5, -0.1), r"\[0, 1\), got -0.1"),
+        ((5, 0.0, 0.0), "shift must be above 0, got 0.0"),
+    ],
+)
+def test_time_grid_refuses(arguments: tuple, words: str):
+    with pytest.raises(ValueError, match=words):
+        time_grid(*arguments)
+
+
+# --- solvers ----------------------------------------------------------------------------------------------------
+
+
+@given(steps_, starts, shifts, solvers)
+def test_constant_velocity_lands_exactly(steps: int, start: float, shift: float, solver: str):
+    times = time_grid(steps, start, shift)
+    found = integrate(lambda z, t: DATA - NOISE, interpolate(DATA, NOISE, times[0]), times, solver)
+    torch.testing.assert_close(found, DATA, rtol=0, atol=2e-5)
+
+
+@given(steps_, shifts)
+def test_velocity_towards_the_data_lands_exactly(steps: int, shift: float):
+    # The field whose every path is straight: from z at t, what is left to go over the time that is left.
+    found = integrate(lambda z, t: (DATA - z) / (1 - t), NOISE, time_grid(steps, shift=shift))
+    torch.testing.assert_close(found, DATA, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_euler_equals_a_loop_by_hand(steps: int):
+    z = NOISE
+    for k in range(steps):
+        z = z + curved(z, k / steps) / steps
+    assert_close(integrate(curved, NOISE, time_grid(steps)), z, MODULE)
+
+
+@pytest.mark.parametrize("steps", [2, 10, 30])
+def test_euler_equals_diffusers_flow_match(steps: int):
+    scheduler, z = FlowMatchEulerDiscreteScheduler(), NOISE
+    scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
+    for timestep in scheduler.timesteps:
+        t = 1 - timestep.item() / 1000
+        z = scheduler.step(-curved(z, t), timestep, z).prev_sample
+    assert_close(integrate(curved, NOISE, time_grid(steps)), z, MODULE)
+
+
+def test_heun_is_of_second_order():
+    truth = integrate(curved, NOISE, time_grid(4000))
+
+    def error(solver: str, steps: int) -> float:
+        # The last step is Euler's, so stop short of it: integrate to 0.9 only.
+        times = [0.9 * t for t in time_grid(steps)]
+        return (integrate(curved, NOISE, times, solver) - at_nine_tenths).norm().item()
+
+    at_nine_tenths = integrate(curved, NOISE, [0.9 * t for t in time_grid(4000)], "heun")
+    assert error("euler", 10) / error("euler", 20) == pytest.approx(2, rel=0.2)
+    assert error("heun", 10) / error("heun", 20) == pytest.approx(4, rel=0.3)
+    assert (integrate(curved, NOISE, time_grid(20), "heun") - truth).norm() < error("euler", 20)
+
+
+def test_velocity_is_never_asked_for_at_one():
+    seen = []
+    for solver in SOLVERS:
+        integrate(lambda z, t: seen.append(t) or z, NOISE, time_grid(7), solver)
+    assert max(seen) < 1 and min(seen) == 0
+
+
+def test_state_stays_float32_under_a_bfloat16_velocity():
+    found = integrate(lambda z, t: (DATA - NOISE).bfloat16(), NOISE.bfloat16(), time_grid(1000))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, NOISE.bfloat16().float() + (DATA - NOISE).bfloat16().float(), rtol=0, atol=1e-4)
+
+
+def test_each_step_is_reported_with_what_the_flow_heads_for():
+    seen = []
+    integrate(lambda z, t: DATA - NOISE, NOISE, time_grid(3), on_step=lambda *step: seen.append(step))
+    assert [(done, steps) for done, steps, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    for *_, ahead in seen:
+        torch.testing.assert_close(ahead, DATA, rtol=0, atol=1e-5)
+
+
+def test_an_exception_of_the_callback_ends_the_run():
+    def stop(done: int, steps: int, ahead: Tensor) -> None:
+        if done == 2:
+            raise InterruptedError
+
+    seen = []
+    with pytest.raises(InterruptedError):
+        integrate(lambda z, t: seen.append(t) or z, NOISE, time_grid(9), on_step=stop)
+    assert len(seen) == 2
+
+
+def test_unknown_solver_is_named_with_the_known():
+    with pytest.raises(ValueError, match="'rk45' is unknown.*euler, heun"):
+        integrate(curved, NOISE, time_grid(2), "rk45")
+
+
+# --- guidance, noise, inpainting --------------------------------------------------------------------------------
+
+
+@given(st.floats(-2, 12), st.floats(-2, 12))
+def test_guidance_is_linear_in_its_weight(first: float, second: float):
+    middle = guide(DATA, NOISE, (first + second) / 2)
+    torch.testing.assert_close(middle, (guide(DATA, NOISE, first) + guide(DATA, NOISE, second)) / 2, rtol=0, atol=1e-4)
+
+
+@given(st.floats(-2, 12))
+def test_guidance_leaves_agreement_alone(weight: float):
+    torch.testing.assert_close(guide(DATA, DATA, weight), DATA, rtol=0, atol=1e-4)
+
+
+def test_guidance_of_one_and_of_none():
+    assert torch.equal(guide(DATA, NOISE, 1.0), DATA)
+    assert torch.equal(guide(DATA, NOISE, 0.0), NOISE)
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4))
+def test_each_row_of_noise_has_its_own_seed(seeds: list[int]):
+    noise = draw_noise((4, 2, 6), seeds)
+    assert noise.shape == (len(seeds), 4, 2, 6)
+    for row, seed in zip(noise, seeds, strict=True):
+        assert torch.equal(row, draw_noise((4, 2, 6), [seed])[0])
+
+
+def test_noise_is_standard_normal():
+    noise = draw_noise((4, 64, 64), [3])
+    assert noise.mean().abs() < 0.03 and noise.std() == pytest.approx(1, abs=0.03)
+
+
+@given(steps_, starts, shifts, solvers)
+def test_inpainting_keeps_the_region_exactly(steps: int, start: float, shift: float, solver: str):
+    mask = torch.zeros(1, 1, 6, 4)
+    mask[..., 2:5, 1:3] = 1
+    times = time_grid(steps, start, shift)
+    z = interpolate(DATA, NOISE, times[0])
+    found = integrate(curved, z, times, solver, Inpaint(DATA, mask, NOISE))
+    kept = mask.expand_as(found) == 0
+    assert torch.equal(found[kept], DATA[kept])
+    assert not torch.allclose(found[~kept], DATA[~kept])
+
+
+def test_painting_everything_anew_is_no_inpainting():
+    everything = Inpaint(DATA, torch.ones(1, 1, 6, 4), NOISE)
+    found = integrate(curved, NOISE, time_grid(5), inpaint=everything)
+    assert torch.equal(found, integrate(curved, NOISE, time_grid(5)))
+
+
+def test_the_kept_region_is_on_its_own_path_at_every_step():
+    seen, mask = [], torch.zeros(1, 1, 6, 4)
+    integrate(lambda z, t: seen.append((z, t)) or z, NOISE, time_grid(4), inpaint=Inpaint(DATA, mask, NOISE))
+    for z, t in seen:
+        torch.testing.assert_close(z, interpolate(DATA, NOISE, t))
