@@ -1,0 +1,27 @@
+"""What ComfyUI sees of JanusFlow: the list of nodes and the folder for their models."""
+
+from __future__ import annotations
+
+from .compat import ComfyExtension, io
+from .decode import JanusFlowVAEDecode
+from .describe import JanusFlowDescribe
+from .encode import JanusFlowEncodePrompt
+from .files import register_model_folder
+from .load import JanusFlowLoader
+from .sample import JanusFlowSampler
+
+NODES: list[type[io.ComfyNode]] = [
+    JanusFlowLoader,
+    JanusFlowEncodePrompt,
+    JanusFlowSampler,
+    JanusFlowVAEDecode,
+    JanusFlowDescribe,
+]
+
+
+class JanusFlowExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_model_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

@@ -1,0 +1,60 @@
+"""Every ComfyUI internal that the pack touches, imported here and nowhere else.
+
+When ComfyUI renames one of them, this is the file that fails to import, and its line names what is gone.
+"""
+
+from __future__ import annotations
+
+import comfy.model_management as model_management
+import comfy.model_patcher as model_patcher
+import comfy.ops as ops
+import comfy.sample as sample
+import comfy.samplers as samplers
+import comfy.utils as utils
+import folder_paths
+import latent_preview
+from comfy.conds import CONDRegular
+from comfy.latent_formats import SDXL
+from comfy.ldm.common_dit import pad_to_patch_size
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_base import BaseModel, ModelType
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.sd import CLIP, VAE
+from comfy.supported_models_base import BASE as SupportedModel
+from comfy_api.latest import ComfyExtension, io, ui
+
+__all__ = [
+    "BaseModel",
+    "CLIP",
+    "CONDRegular",
+    "ComfyExtension",
+    "ModelType",
+    "SDXL",
+    "SupportedModel",
+    "VAE",
+    "WrapperExecutor",
+    "WrappersMP",
+    "check_cancelled",
+    "folder_paths",
+    "get_all_wrappers",
+    "io",
+    "latent_preview",
+    "model_management",
+    "model_patcher",
+    "new_patcher",
+    "ops",
+    "optimized_attention",
+    "pad_to_patch_size",
+    "sample",
+    "samplers",
+    "ui",
+    "utils",
+]
+
+check_cancelled = model_management.throw_exception_if_processing_interrupted
+
+
+def new_patcher(model, load_device, offload_device, disable_dynamic: bool = False):
+    """A ModelPatcher of the kind this server uses; main.py rebinds the class at start, so it is looked up late."""
+    kind = model_patcher.ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
+    return kind(model, load_device=load_device, offload_device=offload_device)

@@ -1,0 +1,121 @@
+"""Load JanusFlow: one checkpoint to MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..janusflow_core.checkpoint import Checkpoint, check_extra, open_checkpoint
+from ..janusflow_core.vae import load_vae_files, vae_config
+from .clip import load_clip
+from .compat import VAE, folder_paths, io
+from .files import checkpoint_names, checkpoint_path
+from .model import expected_shapes, load_flow
+
+FROM_CHECKPOINT, NO_VAE = "from checkpoint", "none"
+WEIGHT_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}
+
+
+class JanusFlowLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="JanusFlowLoader",
+            display_name="Load JanusFlow",
+            category="JanusFlow",
+            description="Loads a JanusFlow checkpoint as MODEL (draws), CLIP (reads prompts and pictures) and VAE.",
+            search_aliases=["janus", "checkpoint", "unified model", "loader"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=checkpoint_names(),
+                    tooltip="janusflow-tiny ships with this pack. Others come from models/janusflow (files, or "
+                    "folders in the official layout), models/checkpoints and models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "vae",
+                    options=[FROM_CHECKPOINT, NO_VAE, *folder_paths.get_filename_list("vae")],
+                    default=FROM_CHECKPOINT,
+                    tooltip="The official checkpoint brings no VAE: choose any SDXL VAE. A checkpoint that has "
+                    "its own, like janusflow-tiny, needs exactly that one.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    advanced=True,
+                    tooltip="How the weights are stored. default: bf16 where the device computes in it, else "
+                    "fp32. fp8_e4m3fn halves the memory of the drawing half for a small loss of quality.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL", tooltip="For Flow Sampler, KSampler and every other sampler."),
+                io.Clip.Output(
+                    display_name="CLIP",
+                    tooltip="For Encode Prompt, CLIP Text Encode, Describe Image and Generate Text.",
+                ),
+                io.Vae.Output(display_name="VAE", tooltip="Between pictures and SDXL latents."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, **kwargs: Any) -> int:
+        # Times only: ComfyUI writes this value into every picture, and a path would tell the user's name.
+        try:
+            path = checkpoint_path(checkpoint)
+        except FileNotFoundError:
+            return 0  # must not raise; execute says what is missing
+        return max(file.stat().st_mtime_ns for file in (path, *path.glob("*")))
+
+    @classmethod
+    def execute(cls, checkpoint: str, vae: str = FROM_CHECKPOINT, weight_dtype: str = "default") -> io.NodeOutput:
+        path = checkpoint_path(checkpoint)
+        opened = open_checkpoint(path)
+        check_extra(opened, expected_shapes(opened, flow=True, text=True))
+        own_vae = _load_vae(opened, vae)
+        model = load_flow(str(path), WEIGHT_DTYPES[weight_dtype])
+        clip = load_clip(str(path), model) if opened.has_text else None  # ModelSave writes the flow half alone
+        return io.NodeOutput(model, clip, own_vae)
+
+
+def _load_vae(checkpoint: Checkpoint, choice: str) -> Any:
+    """A native VAE: the checkpoint's own, a file of models/vae, or None where the graph does without."""
+    if choice == NO_VAE:
+        return None
+    if choice != FROM_CHECKPOINT:
+        config, weights = load_vae_files(Path(folder_paths.get_full_path_or_raise("vae", choice)))
+        return native_vae(config, weights)
+    if checkpoint.vae_weights is None:
+        raise ValueError(
+            f"{checkpoint.name} brings no VAE: choose an SDXL VAE (for example sdxl_vae.safetensors in "
+            "models/vae) in the field `vae`, or `none` if the graph makes no pictures."
+        )
+    weights = {key: checkpoint.vae_weights.read(key) for key in checkpoint.vae_weights}
+    return native_vae(checkpoint.vae_config or vae_config(weights), weights)
+
+
+def native_vae(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
+    """ComfyUI's VAE over an AutoencoderKL of any width; its autoencoder knows 32 norm groups only."""
+    widths = config["block_out_channels"]
+    if config.get("norm_num_groups", 32) != 32:
+        raise ValueError(
+            f"This VAE has {config['norm_num_groups']} norm groups, ComfyUI's autoencoder has 32: use "
+            "another VAE, or the janusflow library."
+        )
+    shape = {
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": 256,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+        "num_res_blocks": config["layers_per_block"],
+    }
+    native = VAE(sd=dict(weights), config={"params": {"ddconfig": shape, "embed_dim": config["latent_channels"]}})
+    native.throw_exception_if_invalid()
+    return native

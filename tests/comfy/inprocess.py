@@ -1,0 +1,106 @@
+"""ComfyUI on the CPU inside the test's process, with the pack loaded as ComfyUI loads it: for what no wire carries."""
+
+import asyncio
+import importlib
+import importlib.util
+import sys
+import tempfile
+from functools import cache, cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from janusflow_core.comfyui import find_comfyui
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PACK = "janusflow_pack"
+NODES = {
+    "load": "JanusFlowLoader",
+    "encode": "JanusFlowEncodePrompt",
+    "sample": "JanusFlowSampler",
+    "decode": "JanusFlowVAEDecode",
+    "describe": "JanusFlowDescribe",
+}
+
+
+class Pack:
+    """The pack's modules and nodes, and the bundled model loaded by them."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+
+    def module(self, name: str) -> ModuleType:
+        """A module of the pack (`nodes.model`)."""
+        return importlib.import_module(f"{PACK}.{name}")
+
+    def node(self, name: str) -> Any:
+        """A node's `execute`, returning its one output or all of them."""
+        kind = getattr(self.module(f"nodes.{name}"), NODES[name])
+
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            outputs = kind.execute(*args, **kwargs).args
+            return outputs[0] if len(outputs) == 1 else outputs
+
+        return execute
+
+    @cached_property
+    def tiny(self) -> tuple[Any, Any, Any]:
+        """MODEL, CLIP and VAE of the bundled model, float32."""
+        with torch.inference_mode():
+            return self.node("load")("janusflow-tiny", "from checkpoint", "fp32")
+
+    def sdxl(self) -> tuple[Any, Any]:
+        """A MODEL of SDXL's class, thinner than the real one, and a CLIP that is not ours."""
+        from comfy import model_base, model_patcher, sd, supported_models
+
+        config = supported_models.SDXL(
+            {
+                "image_size": 32,
+                "in_channels": 4,
+                "out_channels": 4,
+                "model_channels": 32,
+                "num_res_blocks": [1],
+                "channel_mult": [1],
+                "transformer_depth": [0],
+                "transformer_depth_output": [0, 0],
+                "num_head_channels": 32,
+                "transformer_depth_middle": 0,
+                "context_dim": 2048,
+                "adm_in_channels": 2816,
+                "num_classes": "sequential",
+                "use_linear_in_transformer": True,
+                "use_spatial_transformer": True,
+                "legacy": False,
+            }
+        )
+        model, cpu = model_base.SDXL(config), torch.device("cpu")
+        return model_patcher.ModelPatcher(model, cpu, cpu), sd.CLIP(no_init=True)
+
+
+@cache
+def load_pack() -> Pack:
+    """Import ComfyUI and the pack, once for all tests of this process, with a models folder of their own."""
+    base = Path(tempfile.mkdtemp(prefix="janusflow-inprocess-"))
+    for folder in ("models/checkpoints", "models/diffusion_models", "models/loras", "models/vae", "output", "input"):
+        (base / folder).mkdir(parents=True)
+    sys.path.insert(0, str(find_comfyui()))  # before the checkout, whose `nodes` is another
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = True, str(base)
+    importlib.import_module("nodes")
+    spec = importlib.util.spec_from_file_location(
+        PACK, CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    asyncio.run(register(module))
+    return Pack(base)
+
+
+async def register(module: ModuleType) -> None:
+    extension = await module.comfy_entrypoint()
+    await extension.on_load()

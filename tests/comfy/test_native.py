@@ -1,0 +1,382 @@
+"""MODEL, CLIP and VAE as ComfyUI's own machinery treats them: LoRA, hooks, partial loading, saving, cancelling."""
+
+import copy
+import math
+
+import pytest
+import torch
+from graphs import PROMPT, assert_sentence, relative, scene, tiny
+from inprocess import NODES, load_pack
+from safetensors.torch import load_file, save_file
+
+from janusflow_core.image import pixels
+from janusflow_core.model import JanusFlow
+
+Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"
+V_PROJ = "language_model.model.layers.5.self_attn.v_proj"
+HEAD = "language_model.lm_head"
+
+
+@pytest.fixture(scope="module")
+def pack():
+    return load_pack()
+
+
+@pytest.fixture(autouse=True)
+def as_nodes_run():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def model(pack):
+    return pack.tiny[0]
+
+
+@pytest.fixture
+def clip(pack):
+    return pack.tiny[1]
+
+
+def draw(pack, model, clip, text=PROMPT, **changed):
+    """A picture's latent at the model's scale."""
+    inputs = {"seed": 3, "steps": 3, "cfg": 2.0, "width": 0, "height": 0, "batch_size": 1}
+    positive, negative = pack.node("encode")(clip, text)
+    return pack.node("sample")(model, positive, negative, **{**inputs, **changed})["samples"] * 0.13025
+
+
+def write(clip, text="What is it?", tokens=10):
+    """The ids of a greedy answer about a picture."""
+    image = pixels(scene(("red", "circle", 30, 40))).movedim(0, -1)[None]
+    return clip.generate(clip.tokenize(text, image=image), do_sample=False, max_length=tokens)
+
+
+def state(patcher):
+    return {key: value.clone() for key, value in patcher.model.state_dict().items()}
+
+
+# --- owners -----------------------------------------------------------------------------------------------------
+
+
+def test_every_weight_has_one_owner(model, clip):
+    flow, text = model.model.diffusion_model, clip.cond_stage_model
+    assert {id(part) for part in flow.modules()}.isdisjoint(id(part) for part in text.modules())
+    storages = [{value.untyped_storage().data_ptr() for value in half.state_dict().values()} for half in (flow, text)]
+    assert storages[0].isdisjoint(storages[1])
+    names = [*flow.state_dict(), *(name for name in text.state_dict())]
+    assert sorted(names) == sorted(JanusFlow(tiny().model.config, device="meta").state_dict())
+    assert clip.flow_patcher.model is model.model and clip.get_models() == [clip.flow_patcher]
+
+
+def test_every_weight_is_the_checkpoint_s(model, clip):
+    loaded = {**model.model.diffusion_model.state_dict(), **clip.cond_stage_model.state_dict()}
+    for key, value in tiny().model.state_dict().items():
+        assert torch.equal(loaded[key].float(), value), key
+
+
+@pytest.mark.parametrize("half", ["model", "clip"])
+def test_a_fresh_copy_is_loaded_when_comfyui_asks_for_one(pack, model, clip, half):
+    pictured, written = draw(pack, model, clip), write(clip)
+    patcher = model if half == "model" else clip.patcher
+    assert patcher.cached_patcher_init is not None
+    fresh = patcher.clone(force_deepcopy=True)
+    assert fresh.model is not patcher.model
+    load, arguments = patcher.cached_patcher_init
+    assert not load(*arguments, disable_dynamic=True).is_dynamic()
+    for key, value in state(patcher).items():
+        assert torch.equal(fresh.model.state_dict()[key], value), key
+    if half == "model":
+        assert torch.equal(draw(pack, fresh, clip), pictured)
+    else:
+        other = type(clip)(fresh.model, fresh, clip.flow_patcher)
+        assert torch.equal(draw(pack, model, other), pictured) and write(other) == written
+
+
+def test_clones_without_dynamic_memory_work(pack, model, clip):
+    copies = model.clone(disable_dynamic=True), clip.clone(disable_dynamic=True)
+    assert torch.equal(draw(pack, *copies), draw(pack, model, clip)) and write(copies[1]) == write(clip)
+
+
+def test_a_dynamic_server_gets_the_same_weights(pack, model, clip, monkeypatch):
+    """Dynamic VRAM builds layers without weights and takes the file's own tensors; its patcher itself needs a GPU."""
+    import comfy.memory_management
+    import comfy.model_patcher
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.force_cast_weights = True
+
+        def is_dynamic(self):
+            return True
+
+    pictured, written = draw(pack, model, clip), write(clip)
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", Dynamic)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    other, text, _ = pack.node("load")("janusflow-tiny", "none", "fp32")
+    monkeypatch.undo()
+    for patcher in (other, text.patcher):
+        for name, part in patcher.model.named_modules():
+            assert getattr(part, "weight", 0) is not None, name
+        assert not [name for name, value in patcher.model.state_dict().items() if value.is_meta]
+    kept = other.model.diffusion_model.get_submodule(Q_PROJ).weight.dtype
+    assert kept == torch.bfloat16  # the file's own, though float32 was asked for: the patcher casts at use
+    assert sorted(other.model.state_dict()) == sorted(model.model.state_dict())
+    assert sorted(text.patcher.model.state_dict()) == sorted(clip.patcher.model.state_dict())
+    assert relative(draw(pack, other, text), pictured) <= 1e-5 and write(text) == written
+
+
+# --- LoRA -------------------------------------------------------------------------------------------------------
+
+
+def lora(path, names, down="lora_down", up="lora_up", prefix="diffusion_model.", alpha=True, rank=4, scale=3.0):
+    """A random LoRA of these linear layers, and what it adds to each weight at strength 1."""
+    generator = torch.Generator().manual_seed(1)
+    weights, tensors, deltas = tiny().model.state_dict(), {}, {}
+    for name in names:
+        rows, columns = weights[f"{name}.weight"].shape
+        a = torch.randn(rank, columns, generator=generator) / math.sqrt(columns)
+        b = torch.randn(rows, rank, generator=generator) * scale / math.sqrt(rank)
+        tensors |= {f"{prefix}{name}.{down}.weight": a, f"{prefix}{name}.{up}.weight": b}
+        if alpha:
+            tensors[f"{prefix}{name}.alpha"] = torch.tensor(float(rank))
+        deltas[f"{name}.weight"] = b @ a
+    save_file(tensors, path)
+    return deltas
+
+
+def load_lora(model, clip, name, strength_model, strength_clip):
+    import nodes
+
+    return nodes.LoraLoader().load_lora(model, clip, name, strength_model, strength_clip)
+
+
+def test_a_lora_changes_the_side_whose_strength_it_has(pack, model, clip):
+    lora(pack.base / "models" / "loras" / "both.safetensors", [Q_PROJ, V_PROJ])
+    pictured, written = draw(pack, model, clip), write(clip)
+    drawing = load_lora(model, clip, "both.safetensors", 1.0, 0.0)
+    assert relative(draw(pack, *drawing), pictured) > 1e-2 and write(drawing[1]) == written
+    writing = load_lora(model, clip, "both.safetensors", 0.0, 1.0)
+    assert torch.equal(draw(pack, *writing), pictured) and write(writing[1]) != written
+    neither = load_lora(model, clip, "both.safetensors", 0.0, 0.0)
+    assert torch.equal(draw(pack, *neither), pictured) and write(neither[1]) == written
+    both = load_lora(model, clip, "both.safetensors", 1.0, 1.0)
+    assert torch.equal(draw(pack, *both), draw(pack, *drawing)) and write(both[1]) == write(writing[1])
+    assert torch.equal(draw(pack, model, clip), pictured) and write(clip) == written  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    "naming",
+    [{}, {"down": "lora_A", "up": "lora_B"}, {"down": "lora_A", "up": "lora_B", "alpha": False}, {"alpha": False}],
+)
+def test_a_lora_adds_its_product_to_the_weights_in_every_naming(pack, model, clip, naming, caplog):
+    deltas = lora(pack.base / "models" / "loras" / "named.safetensors", [Q_PROJ, V_PROJ], **naming)
+    changed = load_lora(model, clip, "named.safetensors", 0.5, 0.5)
+    assert "not loaded" not in caplog.text
+    pipe = copy.copy(tiny())
+    pipe.model = copy.deepcopy(pipe.model)
+    for key, delta in deltas.items():
+        pipe.model.get_parameter(key).add_(0.5 * delta)
+    expected = pipe.generate(PROMPT, steps=3, seed=3, output="latent")
+    assert relative(draw(pack, *changed), expected) <= 1e-4
+    assert changed[1].decode(write(changed[1])) == pipe.describe(
+        scene(("red", "circle", 30, 40)), "What is it?", max_new_tokens=10
+    )
+
+
+def test_a_lora_for_the_model_alone(pack, model, clip):
+    import nodes
+
+    lora(pack.base / "models" / "loras" / "alone.safetensors", [Q_PROJ])
+    pictured, written = draw(pack, model, clip), write(clip)
+    (changed,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "alone.safetensors", 1.0)
+    assert relative(draw(pack, changed, clip), pictured) > 1e-3 and write(clip) == written
+
+
+def test_a_lora_of_the_output_head_changes_words_only(pack, model, clip):
+    lora(pack.base / "models" / "loras" / "head.safetensors", [HEAD], prefix="text_encoders.")
+    pictured, written = draw(pack, model, clip), write(clip)
+    drawing, writing = (
+        load_lora(model, clip, "head.safetensors", *strengths) for strengths in ((1.0, 0.0), (0.0, 1.0))
+    )
+    assert torch.equal(draw(pack, *writing), pictured) and write(writing[1]) != written
+    assert torch.equal(draw(pack, *drawing), pictured) and write(drawing[1]) == written
+
+
+def test_two_loras_add_up_and_a_bypass_gives_the_same(pack, model, clip):
+    import comfy.sd
+
+    path = pack.base / "models" / "loras" / "twice.safetensors"
+    lora(path, [Q_PROJ, V_PROJ])
+    once = load_lora(model, clip, "twice.safetensors", 1.0, 0.0)
+    halves = load_lora(*load_lora(model, clip, "twice.safetensors", 0.5, 0.0), "twice.safetensors", 0.5, 0.0)
+    assert relative(draw(pack, *halves), draw(pack, *once)) <= 1e-4
+    bypass, _ = comfy.sd.load_bypass_lora_for_models(model, None, load_file(path), 1.0, 0.0)
+    assert relative(draw(pack, bypass, clip), draw(pack, *once)) <= 1e-3
+
+
+def hooked(conditioning, weights, keyframes):
+    """Conditioning whose LoRA has these strengths from these fractions of the sampling on."""
+    import comfy.hooks
+
+    group = comfy.hooks.create_hook_lora(lora=weights, strength_model=1.0, strength_clip=0.0)
+    frames = comfy.hooks.HookKeyframeGroup()
+    for start, strength in keyframes:
+        frames.add(comfy.hooks.HookKeyframe(strength=strength, start_percent=start, guarantee_steps=1))
+    group.set_keyframes_on_hooks(hook_kf=frames)
+    return [[conditioning[0][0], {**conditioning[0][1], "hooks": group}]]
+
+
+def test_a_lora_that_comes_and_goes_leaves_no_stale_prompt(pack, model, clip, monkeypatch):
+    path = pack.base / "models" / "loras" / "hook.safetensors"
+    lora(path, [name.replace("q_proj", other) for name in (Q_PROJ,) for other in ("k_proj", "v_proj")])
+    positive, negative = pack.node("encode")(clip, PROMPT)
+    arguments = {"seed": 3, "steps": 6, "cfg": 2.0, "width": 0, "height": 0, "batch_size": 1}
+    switched = hooked(positive, load_file(path), [(0.0, 1.0), (0.5, 0.0)])
+    cached = [pack.node("sample")(model, row, negative, **arguments)["samples"] for row in (positive, switched)]
+    always = pack.node("sample")(model, hooked(positive, load_file(path), [(0.0, 1.0)]), negative, **arguments)[
+        "samples"
+    ]
+    cache = pack.module("nodes.model").PrefixCache
+    monkeypatch.setattr(cache, "prefill", lambda self, key, flow, prefix, tokens, attention: prefix)
+    uncached = [pack.node("sample")(model, row, negative, **arguments)["samples"] for row in (positive, switched)]
+    assert relative(cached[0], uncached[0]) <= 1e-5 and relative(cached[1], uncached[1]) <= 1e-5
+    assert relative(cached[1], cached[0]) > 1e-3 and relative(cached[1], always) > 1e-3
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_partly_loaded_model_draws_and_writes_the_same(pack, model, clip, monkeypatch, fraction, patched):
+    from comfy import model_management
+
+    if patched:
+        lora(pack.base / "models" / "loras" / "partial.safetensors", [Q_PROJ, V_PROJ])
+        model, clip = load_lora(model, clip, "partial.safetensors", 1.0, 1.0)
+    pictured, written = draw(pack, model, clip), write(clip)
+    model_management.unload_all_models()
+    budget = fraction * model.model_size()
+    state, memory = model_management.VRAMState, model_management.minimum_inference_memory()
+    monkeypatch.setattr(model_management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(model_management, "vram_state", state.NORMAL_VRAM if fraction else state.NO_VRAM)
+    # Attention asks too, for (all, torch's own): what it gets decides how it splits its work.
+    monkeypatch.setattr(
+        model_management,
+        "get_free_memory",
+        lambda device=None, torch_free_too=False: (1e10, 1e10) if torch_free_too else budget + memory,
+    )
+    monkeypatch.setattr(model_management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)
+    found = draw(pack, model, clip)
+    assert model.model.model_lowvram
+    streamed = [name for name, part in model.model.named_modules() if getattr(part, "comfy_cast_weights", False)]
+    loaded = model.loaded_size() / model.model_size()
+    assert len(streamed) > 10 and (loaded < 0.1 if fraction == 0 else 0.1 < loaded < 0.9), (len(streamed), loaded)
+    assert relative(found, pictured) <= 1e-5 and write(clip) == written
+    monkeypatch.undo()
+    model_management.unload_all_models()
+    assert torch.equal(draw(pack, model, clip), pictured)
+
+
+def test_what_is_not_streamed_is_cast_by_hand(model, clip):
+    """ComfyUI streams layers built from its operations; parameters outside them move with nothing and must be few."""
+    for patcher, own in ((model, 0), (clip.patcher, 2)):
+        streamed = {name for name, part in patcher.model.named_modules() if hasattr(part, "comfy_cast_weights")}
+        loose = [name for name, _ in patcher.model.named_parameters() if name.rpartition(".")[0] not in streamed]
+        leaves = [name for name in loose if not list(patcher.model.get_submodule(name.rpartition(".")[0]).children())]
+        assert len(set(loose) - set(leaves)) == own, loose
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def saved(pack, name):
+    (path,) = (pack.base / "output").glob(f"{name}_*.safetensors")
+    return path
+
+
+def test_model_save_writes_what_our_loader_reads(pack, model, clip):
+    from comfy_extras.nodes_model_merging import ModelSave
+
+    ModelSave().save(model, "flow")
+    saved(pack, "flow").rename(pack.base / "models" / "diffusion_models" / "flow.safetensors")
+    again, no_clip, no_vae = pack.node("load")("flow.safetensors", "none", "fp32")
+    assert no_clip is None and no_vae is None
+    for key, value in state(model).items():
+        assert torch.equal(again.model.state_dict()[key], value), key
+    assert torch.equal(draw(pack, again, clip), draw(pack, model, clip))
+
+
+def test_a_saved_model_has_its_lora_in_it(pack, model, clip):
+    from comfy_extras.nodes_model_merging import ModelSave
+
+    lora(pack.base / "models" / "loras" / "merged.safetensors", [Q_PROJ, V_PROJ])
+    changed, _ = load_lora(model, clip, "merged.safetensors", 1.0, 0.0)
+    pictured = draw(pack, changed, clip)
+    ModelSave().save(changed, "merged")
+    saved(pack, "merged").rename(pack.base / "models" / "diffusion_models" / "merged.safetensors")
+    again, _, _ = pack.node("load")("merged.safetensors", "none", "fp32")
+    assert torch.equal(draw(pack, again, clip), pictured)
+
+
+def test_checkpoint_save_writes_what_our_loader_reads(pack, model, clip):
+    from comfy_extras.nodes_model_merging import CheckpointSave
+
+    vae = pack.tiny[2]
+    CheckpointSave().save(model, clip, vae, "whole")
+    saved(pack, "whole").rename(pack.base / "models" / "checkpoints" / "whole.safetensors")
+    again, words, pictures = pack.node("load")("whole.safetensors", "from checkpoint", "fp32")
+    for old, new in ((model, again), (clip.patcher, words.patcher), (vae.patcher, pictures.patcher)):
+        for key, value in state(old).items():
+            assert torch.equal(new.model.state_dict()[key], value), key
+    latent = draw(pack, again, words)
+    assert torch.equal(latent, draw(pack, model, clip)) and write(words) == write(clip)
+    assert torch.equal(pictures.decode(latent / 0.13025), vae.decode(latent / 0.13025))
+
+
+def test_a_model_without_words_is_no_clip(pack, model, clip):
+    """What Load JanusFlow gives for a file of ModelSave: the nodes that need words say so."""
+    with pytest.raises(ValueError) as caught:
+        pack.node("encode")(None, "a red circle")
+    assert_sentence(str(caught.value), "CLIP")
+
+
+# --- while it runs ----------------------------------------------------------------------------------------------
+
+
+def test_prompts_in_one_batch_or_alone_draw_the_same(pack, model, clip, monkeypatch):
+    together = draw(pack, model, clip)
+    monkeypatch.setattr(pack.module("nodes.model").PromptCond, "can_concat", lambda self, other: False)
+    assert relative(draw(pack, model, clip), together) <= 1e-5
+
+
+@pytest.mark.parametrize("token", [1, 4])
+def test_writing_stops_at_the_token_after_a_cancel(clip, token):
+    from comfy import model_management
+
+    seen = []
+
+    def count(*_):
+        seen.append(len(seen) + 1)
+        if len(seen) == token:
+            model_management.interrupt_current_processing(True)
+
+    handle = clip.cond_stage_model.language_model.lm_head.register_forward_hook(count)
+    try:
+        with pytest.raises(model_management.InterruptProcessingException):
+            write(clip, tokens=30)
+    finally:
+        handle.remove()
+        model_management.interrupt_current_processing(False)
+    assert token <= len(seen) <= token + 1
+    assert len(write(clip, tokens=4)) == 4
+
+
+def test_every_schema_is_whole(pack):
+    extension = pack.module("nodes")
+    schemas = [node.GET_SCHEMA() for node in extension.NODES]
+    assert [schema.node_id for schema in schemas] == list(NODES.values())
+    for schema in schemas:
+        assert schema.description and schema.display_name and schema.category == "JanusFlow"
+        assert schema.outputs and all(each.tooltip for each in schema.inputs)

@@ -1,0 +1,61 @@
+"""Makes workflows/*.jpg, the pictures of ComfyUI's template browser: python -m tools.make_thumbnails [NAME ...]
+
+Every workflow runs on a real server as it is saved. Its thumbnail shows the picture it draws or reads, and the words.
+"""
+
+import json
+import logging
+import sys
+import textwrap
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from janusflow_core.comfyui import convert_workflow, find_comfyui
+from janusflow_core.server import Server
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+WORKFLOWS = CHECKOUT / "workflows"
+SIDE, STRIP, LETTER = 512, 96, 28  # pixels: the square, the words under the picture, their height
+
+logger = logging.getLogger(__name__)
+
+
+def main(names: list[str]) -> None:
+    """Make the thumbnails of the named workflows, or of all."""
+    names = names or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as server:
+        for name in names:
+            picture, words = run(server, WORKFLOWS / f"{name}.json")
+            with Image.open(picture) as image:
+                thumbnail(image.convert("RGB"), words).save(WORKFLOWS / f"{name}.jpg", quality=90)
+            logger.info("%s.jpg %s", name, words)
+
+
+def run(server: Server, path: Path) -> tuple[Path, str]:
+    """Run one workflow; returns its picture, drawn or read, and its words, or "" where it has none."""
+    workflow, read = json.loads(path.read_text(encoding="utf-8")), path.with_name(f"{path.stem}_input.png")
+    if read.is_file():
+        server.upload_image(read)
+    result = server.run(convert_workflow(workflow, server.object_info()), workflow)
+    if result.status != "success":
+        raise RuntimeError(f"{path.name}: {result.error or result.status}")
+    words = [text for output in result.outputs.values() for text in output.get("text", ())]
+    return server.output_path(result.images[0]) if result.images else read, words[0] if words else ""
+
+
+def thumbnail(picture: Image.Image, words: str) -> Image.Image:
+    """A square of the picture, with a strip of words under it where there are any."""
+    side = SIDE - STRIP if words else SIDE
+    card = Image.new("RGB", (SIDE, SIDE), "white")
+    card.paste(picture.resize((side, side), Image.Resampling.LANCZOS), ((SIDE - side) // 2, 0))
+    lines = "\n".join(textwrap.wrap(words, 2 * (SIDE - LETTER) // LETTER, max_lines=2))
+    ImageDraw.Draw(card).text(
+        (SIDE // 2, SIDE - STRIP // 2), lines, "black", ImageFont.load_default(LETTER), anchor="mm", align="center"
+    )
+    return card
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(sys.argv[1:])
