@@ -1,0 +1,180 @@
+"""What the repository says about itself: the README, help pages, versions and files agree with the code."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import janusflow_core
+from janusflow_core import cli
+from janusflow_core.pipeline import JanusFlowPipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+HELP = ROOT / "web" / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(HELP.glob("*/*.md"))]
+MANY = 2**32  # larger limits are written as powers
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    """Every file that git tracks or would add."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return tuple(path for name in listed.split("\0") if name and (path := ROOT / name).is_file())
+
+
+# --- README -----------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_begins_with_the_two_commands():
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert blocks[:2] == ["python3 start.py demo\n", "python3 start.py test\n"]
+    spec = importlib.util.spec_from_file_location("start", ROOT / "start.py")
+    start = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(start)
+    assert set(start.RUNS) == {"demo", "test"}
+
+
+def test_the_readme_holds_no_gaps():
+    assert "TODO" not in README
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_exist(page: Path):
+    text = page.read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if not link.startswith("https://"):
+            assert (page.parent / path).exists() and (not anchor or path or anchor in anchors), link
+
+
+@pytest.mark.parametrize("method", ["generate", "describe"])
+def test_the_readme_shows_the_pipelines_signatures(method: str):
+    signature = inspect.signature(getattr(JanusFlowPipeline, method))
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
+    told = str(inspect.Signature(plain)).replace("'", '"')
+    assert f"pipe.{method}{told}" in re.sub(r"\s+", " ", README)
+
+
+def test_the_readmes_commands_parse():
+    pytest.importorskip("tyro", reason="tyro reads the command line")
+    commands = re.findall(r"^\| `janusflow ([^`]+)` \|", README, re.MULTILINE)
+    assert {type(cli.parse(shlex.split(command))) for command in commands} == set(cli.COMMANDS.values())
+
+
+def test_the_readmes_tree_is_the_repositorys():
+    tree = README.partition("## The house")[2].partition("```\n")[2].partition("```")[0]
+    parts = re.split(r"^(\S+/) .*\n", tree, flags=re.MULTILINE)
+    folders = zip(parts[1::2], parts[2::2], strict=True)
+    told = {folder: set(re.findall(r"\b\w+\.py\b", text)) for folder, text in folders}
+    for folder in ("janusflow_core/", "nodes/"):
+        assert told[folder] == {file.name for file in (ROOT / folder).glob("[!_]*.py")}, folder
+    assert all((ROOT / folder).is_dir() for folder in told)
+
+
+@cache
+def sentences() -> str:
+    """All texts in the code, f-strings in their pieces."""
+    sources = [
+        file.read_text(encoding="utf-8")
+        for folder in ("janusflow_core", "nodes")
+        for file in (ROOT / folder).glob("*.py")
+    ]
+    constants = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return "\n".join(node.value for node in constants if isinstance(node.value, str))
+
+
+def test_the_errors_in_the_readme_are_the_codes():
+    told = re.findall(r'^\*\*"(.+?)"\*\*', README.partition("## Troubleshooting")[2], re.MULTILINE | re.DOTALL)
+    assert len(told) > 8
+    for sentence in told:
+        for piece in re.sub(r"\s+", " ", sentence).split("…"):
+            assert piece in sentences(), piece
+
+
+# --- help pages -------------------------------------------------------------------------------------------------
+
+
+def nodes() -> dict[str, dict[str, dict[str, Any]]]:
+    """Node id -> name of each input and output -> the constant arguments that describe it, read from the source."""
+    found = {}
+    for file in sorted((ROOT / "nodes").glob("*.py")):
+        calls = [call for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(call, ast.Call)]
+        described = {}
+        for call in calls:
+            words = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
+            kind = ast.unparse(call.func)
+            if kind == "io.Schema":
+                found[words["node_id"]] = described
+            elif kind.endswith(".Input"):
+                described[call.args[0].value] = words
+            elif kind.endswith(".Output"):
+                described[words["display_name"]] = {}
+    return found
+
+
+NODES = nodes()
+
+
+def test_every_node_has_a_help_page_and_a_line_in_the_readme():
+    assert {folder.name for folder in HELP.iterdir()} == set(NODES)
+    assert all(f"(web/docs/{node}/en.md)" in README for node in NODES)
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_help_page_tells_every_input_with_its_range_and_every_output(node: str):
+    page = (HELP / node / "en.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| ((?:[^|\\]|\\.)*) \|", page, re.MULTILINE))
+    assert set(rows) == set(NODES[node])
+    for name, words in NODES[node].items():
+        limits = [words[key] for key in ("default", "min", "max") if type(words.get(key)) in (int, float)]
+        told = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", rows[name])]
+        assert {limit for limit in limits if limit < MANY} <= set(told), name
+
+
+# --- the package ------------------------------------------------------------------------------------------------
+
+
+def test_versions_agree():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    in_project = re.findall(r'^version = "(.+)"$', project, re.MULTILINE)
+    assert in_project == [janusflow_core.__version__] == re.findall(r"^## (\S+)", changelog, re.MULTILINE)[:1]
+
+
+def test_the_repository_is_small():
+    assert sum(file.stat().st_size for file in files()) < 25_000_000
+
+
+def test_no_file_names_a_place_on_somebodys_machine():
+    place = re.compile(rb"(?<![\w.])/(?:root|work|Users/\w+)/|[A-Z]:\\+Users")
+    assert [str(file.relative_to(ROOT)) for file in files() if place.search(file.read_bytes())] == []
+
+
+def test_the_archive_leaves_the_tests_out():
+    assert "tests/" in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_registry_would_take_the_pack(tmp_path: Path):
+    pytest.importorskip("comfy_cli", reason="comfy-cli validates the pack")
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}  # where comfy-cli keeps its settings
+    nowhere = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
+    env = {**os.environ, **home, **nowhere, "DO_NOT_TRACK": "1", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "passed" in said and "Invalid" not in said, said
