@@ -9,7 +9,7 @@ and copied into a model with allocated weights).
 from __future__ import annotations
 
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -56,14 +56,19 @@ def load_plainly(folder: Path, dtype: torch.dtype) -> JanusFlow:
     return model.to(dtype)
 
 
+def peak_memory() -> int:
+    """The most memory, in bytes, that this process has held so far (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
 def child(way: str, folder: Path, dtype: torch.dtype) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    started = time.monotonic()
+    before, started = peak_memory(), time.monotonic()
     model = {"ours": load_ours, "plain": load_plainly}[way](folder, dtype)
     seconds = time.monotonic() - started
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    sys.stdout.write(json.dumps({"weights": weights, "peak": peak, "seconds": seconds}))
+    sys.stdout.write(json.dumps({"weights": weights, "peak": peak_memory() - before, "seconds": seconds}))
 
 
 def main() -> None:

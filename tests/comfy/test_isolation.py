@@ -15,9 +15,11 @@ from janusflow_core.comfyui import find_comfyui
 from janusflow_core.server import Server
 
 # ComfyUI itself needs transformers for its tokenizers, but none of its models.
-BLOCKED = ("diffusers", "accelerate", "peft", "timm", "attrdict", "comfy_cli", "tyro", "websocket", "hypothesis", "pytest",
-           "transformers.modeling_utils", "transformers.models.llama", "transformers.models.siglip",
-           "transformers.models.janus", "transformers.models.auto.modeling_auto", "transformers.generation.utils")
+BLOCKED = (
+    "diffusers", "accelerate", "peft", "timm", "attrdict", "comfy_cli", "tyro", "websocket", "hypothesis", "pytest",
+    "transformers.modeling_utils", "transformers.models.llama", "transformers.models.siglip",
+    "transformers.models.janus", "transformers.models.auto.modeling_auto", "transformers.generation.utils",
+)  # fmt: skip
 LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")
 
 # Runs in the server before anything else: what is blocked is not to be found, who speaks to the world is written down.
@@ -89,7 +91,8 @@ def isolated(environment, outside):
 
 def python(environment, code):
     """What a Python in the server's environment prints."""
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True)
+    command, env = [sys.executable, "-c", code], {**os.environ, **environment}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -140,7 +143,8 @@ def test_words_become_a_picture_and_words_again(isolated):
 
 
 def test_models_elsewhere_are_listed_and_loaded(isolated):
-    options = isolated.object_info("JanusFlowLoader")["JanusFlowLoader"]["input"]["required"]["checkpoint"][1]["options"]
+    inputs = isolated.object_info("JanusFlowLoader")["JanusFlowLoader"]["input"]["required"]
+    options = inputs["checkpoint"][1]["options"]
     names = ["far-folder", "far.safetensors", "far_unet.safetensors", GOLDEN_FOLDER, GOLDEN_FILE, TINY]
     assert set(names) <= set(options) and len(options) == len(set(options))
     graph = Graph()
