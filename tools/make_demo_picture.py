@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from janusflow_core import JanusFlowPipeline
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "demo.png"
-PROMPTS = ("a red circle", "a green star", "a purple heart", "two blue squares")
+PROMPTS = ("a purple heart", "a green star", "a yellow triangle", "two blue squares")
 SIDE, STRIP, GAP = 240, 44, 16  # pixels: a picture, a line of words, the space between
 
 
@@ -23,8 +23,8 @@ def main() -> None:
     for column, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):
         left = GAP + column * (SIDE + GAP)
         card.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, STRIP))
-        write(card, left, STRIP // 2, f"“{prompt}”")
-        write(card, left, height - STRIP // 2, f"→ {pipe.describe(picture, max_new_tokens=24)}")
+        write(card, left, STRIP // 2, f"asked: {prompt}")
+        write(card, left, height - STRIP // 2, f"seen: {pipe.describe(picture, max_new_tokens=24)}")
     OUT.parent.mkdir(exist_ok=True)
     card.save(OUT)
 

@@ -1,8 +1,10 @@
 """ComfyUI on the CPU inside the test's process, with the pack loaded as ComfyUI loads it: for what no wire carries."""
 
 import asyncio
+import atexit
 import importlib
 import importlib.util
+import shutil
 import sys
 import tempfile
 from functools import cache, cached_property
@@ -83,6 +85,7 @@ class Pack:
 def load_pack() -> Pack:
     """Import ComfyUI and the pack, once for all tests of this process, with a models folder of their own."""
     base = Path(tempfile.mkdtemp(prefix="janusflow-inprocess-"))
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
     for folder in ("models/checkpoints", "models/diffusion_models", "models/loras", "models/vae", "output", "input"):
         (base / folder).mkdir(parents=True)
     sys.path.insert(0, str(find_comfyui()))  # before the checkout, whose `nodes` is another

@@ -57,8 +57,9 @@ def outside(tmp_path_factory):
     save_single(folder / "janus" / "far.safetensors", **parts(golden.micro()))
     save_single(folder / "unets" / "far_unet.safetensors", **parts(golden.micro()))
     config = folder / "extra_model_paths.yaml"
-    config.write_text(json.dumps({"elsewhere": {
-        "base_path": str(folder), "janusflow": "janus", "diffusion_models": "unets"}}))  # JSON is YAML
+    config.write_text(
+        json.dumps({"elsewhere": {"base_path": str(folder), "janusflow": "janus", "diffusion_models": "unets"}})
+    )  # JSON is YAML
     return config
 
 
@@ -75,15 +76,26 @@ def addresses(tmp_path_factory):
 def environment(addresses):
     """The server's environment: a proxy that refuses everything, and nothing that tells libraries to stay offline."""
     proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-    return {**proxies, "PYTHONPATH": str(addresses.parent), "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
-            "OMP_NUM_THREADS": "1"}
+    return {
+        **proxies,
+        "PYTHONPATH": str(addresses.parent),
+        "HF_HUB_OFFLINE": "0",
+        "TRANSFORMERS_OFFLINE": "0",
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 @pytest.fixture(scope="module")
 def isolated(environment, outside):
     """A server with a copy of the pack and none of the libraries that only the command line and the tests need."""
-    server = Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow", link=False, env=environment,
-                    extra_args=["--extra-model-paths-config", str(outside)])
+    server = Server(
+        find_comfyui(),
+        pack=CHECKOUT,
+        pack_name="ComfyUI-JanusFlow",
+        link=False,
+        env=environment,
+        extra_args=["--extra-model-paths-config", str(outside)],
+    )
     with server:
         graphs.stock(server.base / "models")
         yield server
@@ -122,8 +134,12 @@ def test_the_copy_is_loaded_without_a_complaint(isolated):
     assert copied.is_dir() and not copied.is_symlink() and not (copied / "tests").exists()
     log = isolated.log()
     assert "ComfyUI-JanusFlow" in log and "IMPORT FAILED" not in log
-    complaints = [line for line in log.splitlines() if "anus" in line and any(
-        word in line for word in ("Error", "ERROR", "WARNING", "Warning", "Traceback", "Cannot import", "Skip"))]
+    complaints = [
+        line
+        for line in log.splitlines()
+        if "anus" in line
+        and any(word in line for word in ("Error", "ERROR", "WARNING", "Warning", "Traceback", "Cannot import", "Skip"))
+    ]
     assert not complaints
 
 

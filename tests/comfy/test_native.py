@@ -8,6 +8,7 @@ import torch
 from graphs import PROMPT, assert_sentence, relative, scene, tiny
 from inprocess import NODES, load_pack
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from janusflow_core.image import pixels
 from janusflow_core.model import JanusFlow
@@ -45,10 +46,21 @@ def draw(pack, model, clip, text=PROMPT, **changed):
     return pack.node("sample")(model, positive, negative, **{**inputs, **changed})["samples"] * 0.13025
 
 
-def write(clip, text="What is it?", tokens=10):
+def write(clip, text="Describe the image.", tokens=10):
     """The ids of a greedy answer about a picture."""
     image = pixels(scene(("red", "circle", 30, 40))).movedim(0, -1)[None]
     return clip.generate(clip.tokenize(text, image=image), do_sample=False, max_length=tokens)
+
+
+def first_word(clip):
+    """The logits (1, V) of the first token that `write` chooses: they move where a confident answer does not."""
+    head, seen = clip.cond_stage_model.language_model.lm_head, []
+    hook = head.register_forward_hook(lambda *call: seen.append(call[-1].clone()))
+    try:
+        write(clip, tokens=1)
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 def state(patcher):
@@ -153,16 +165,17 @@ def load_lora(model, clip, name, strength_model, strength_clip):
 
 def test_a_lora_changes_the_side_whose_strength_it_has(pack, model, clip):
     lora(pack.base / "models" / "loras" / "both.safetensors", [Q_PROJ, V_PROJ])
-    pictured, written = draw(pack, model, clip), write(clip)
+    pictured, spoken = draw(pack, model, clip), first_word(clip)
     drawing = load_lora(model, clip, "both.safetensors", 1.0, 0.0)
-    assert relative(draw(pack, *drawing), pictured) > 1e-2 and write(drawing[1]) == written
+    assert relative(draw(pack, *drawing), pictured) > 1e-2 and torch.equal(first_word(drawing[1]), spoken)
     writing = load_lora(model, clip, "both.safetensors", 0.0, 1.0)
-    assert torch.equal(draw(pack, *writing), pictured) and write(writing[1]) != written
+    assert torch.equal(draw(pack, *writing), pictured) and relative(first_word(writing[1]), spoken) > 1e-2
     neither = load_lora(model, clip, "both.safetensors", 0.0, 0.0)
-    assert torch.equal(draw(pack, *neither), pictured) and write(neither[1]) == written
+    assert torch.equal(draw(pack, *neither), pictured) and torch.equal(first_word(neither[1]), spoken)
     both = load_lora(model, clip, "both.safetensors", 1.0, 1.0)
-    assert torch.equal(draw(pack, *both), draw(pack, *drawing)) and write(both[1]) == write(writing[1])
-    assert torch.equal(draw(pack, model, clip), pictured) and write(clip) == written  # nothing is left behind
+    assert torch.equal(draw(pack, *both), draw(pack, *drawing))
+    assert torch.equal(first_word(both[1]), first_word(writing[1]))
+    assert torch.equal(draw(pack, model, clip), pictured) and torch.equal(first_word(clip), spoken)  # nothing is left
 
 
 @pytest.mark.parametrize(
@@ -179,28 +192,25 @@ def test_a_lora_adds_its_product_to_the_weights_in_every_naming(pack, model, cli
         pipe.model.get_parameter(key).add_(0.5 * delta)
     expected = pipe.generate(PROMPT, steps=3, seed=3, output="latent")
     assert relative(draw(pack, *changed), expected) <= 1e-4
-    assert changed[1].decode(write(changed[1])) == pipe.describe(
-        scene(("red", "circle", 30, 40)), "What is it?", max_new_tokens=10
-    )
+    assert changed[1].decode(write(changed[1])) == pipe.describe(scene(("red", "circle", 30, 40)), max_new_tokens=10)
 
 
 def test_a_lora_for_the_model_alone(pack, model, clip):
     import nodes
 
     lora(pack.base / "models" / "loras" / "alone.safetensors", [Q_PROJ])
-    pictured, written = draw(pack, model, clip), write(clip)
+    pictured, spoken = draw(pack, model, clip), first_word(clip)
     (changed,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, "alone.safetensors", 1.0)
-    assert relative(draw(pack, changed, clip), pictured) > 1e-3 and write(clip) == written
+    assert relative(draw(pack, changed, clip), pictured) > 1e-3 and torch.equal(first_word(clip), spoken)
 
 
 def test_a_lora_of_the_output_head_changes_words_only(pack, model, clip):
     lora(pack.base / "models" / "loras" / "head.safetensors", [HEAD], prefix="text_encoders.")
-    pictured, written = draw(pack, model, clip), write(clip)
-    drawing, writing = (
-        load_lora(model, clip, "head.safetensors", *strengths) for strengths in ((1.0, 0.0), (0.0, 1.0))
-    )
-    assert torch.equal(draw(pack, *writing), pictured) and write(writing[1]) != written
-    assert torch.equal(draw(pack, *drawing), pictured) and write(drawing[1]) == written
+    pictured, spoken = draw(pack, model, clip), first_word(clip)
+    drawing = load_lora(model, clip, "head.safetensors", 1.0, 0.0)
+    writing = load_lora(model, clip, "head.safetensors", 0.0, 1.0)
+    assert torch.equal(draw(pack, *writing), pictured) and relative(first_word(writing[1]), spoken) > 1e-2
+    assert torch.equal(draw(pack, *drawing), pictured) and torch.equal(first_word(drawing[1]), spoken)
 
 
 def test_two_loras_add_up_and_a_bypass_gives_the_same(pack, model, clip):
@@ -279,13 +289,30 @@ def test_a_partly_loaded_model_draws_and_writes_the_same(pack, model, clip, monk
     assert torch.equal(draw(pack, model, clip), pictured)
 
 
-def test_what_is_not_streamed_is_cast_by_hand(model, clip):
-    """ComfyUI streams layers built from its operations; parameters outside them move with nothing and must be few."""
-    for patcher, own in ((model, 0), (clip.patcher, 2)):
-        streamed = {name for name, part in patcher.model.named_modules() if hasattr(part, "comfy_cast_weights")}
-        loose = [name for name, _ in patcher.model.named_parameters() if name.rpartition(".")[0] not in streamed]
-        leaves = [name for name in loose if not list(patcher.model.get_submodule(name.rpartition(".")[0]).children())]
-        assert len(set(loose) - set(leaves)) == own, loose
+def test_weights_that_stay_behind_follow_to_the_gpu(pack, monkeypatch):
+    """Every weight in main memory, every input on a GPU that only knows shapes: nothing may meet across the border."""
+    from comfy import model_management
+
+    monkeypatch.setattr(model_management, "get_free_memory", lambda *_: (1e10, 1e10))
+    # In inference mode `to` would reach for a real GPU.
+    with torch.inference_mode(False), torch.no_grad():
+        model, clip, _ = pack.node("load")("janusflow-tiny", "none", "fp32")
+        flow, text = model.model.diffusion_model, clip.cond_stage_model
+        for part in (*flow.modules(), *text.modules()):
+            if hasattr(part, "comfy_cast_weights"):
+                part.comfy_cast_weights = True
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            gpu = torch.device("cuda:0")
+            prompt, latent = torch.empty(1, 7, 192, device=gpu), torch.empty(1, 4, 12, 12, device=gpu)
+            time = torch.full((1,), 500.0, device=gpu)
+            found = [
+                flow(latent, time, prompt, None, {}, prompt_lengths=[7], time_positions=[7]),
+                text.embed_image(torch.empty(1, 3, 96, 96, device=gpu)),
+                text.encode_prompt(torch.zeros(1, 5, dtype=torch.long, device=gpu)),
+                text.logits(prompt),
+            ]
+    assert [part.device for part in found] == [gpu] * 4
+    assert [tuple(part.shape) for part in found] == [(1, 4, 12, 12), (1, 37, 192), (1, 5, 192), (1, 7, 512)]
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -351,11 +378,11 @@ def test_prompts_in_one_batch_or_alone_draw_the_same(pack, model, clip, monkeypa
     assert relative(draw(pack, model, clip), together) <= 1e-5
 
 
-@pytest.mark.parametrize("token", [1, 4])
+@pytest.mark.parametrize("token", [1, 2])
 def test_writing_stops_at_the_token_after_a_cancel(clip, token):
     from comfy import model_management
 
-    seen = []
+    written, seen = write(clip), []
 
     def count(*_):
         seen.append(len(seen) + 1)
@@ -365,12 +392,12 @@ def test_writing_stops_at_the_token_after_a_cancel(clip, token):
     handle = clip.cond_stage_model.language_model.lm_head.register_forward_hook(count)
     try:
         with pytest.raises(model_management.InterruptProcessingException):
-            write(clip, tokens=30)
+            write(clip)
     finally:
         handle.remove()
         model_management.interrupt_current_processing(False)
-    assert token <= len(seen) <= token + 1
-    assert len(write(clip, tokens=4)) == 4
+    assert token <= len(seen) <= token + 1 <= len(written)
+    assert write(clip) == written
 
 
 def test_every_schema_is_whole(pack):

@@ -238,7 +238,7 @@ def test_text_generate_answers_like_describe(server, uploaded):
 
 def test_a_seed_fixes_what_is_sampled(server, uploaded):
     graph = Graph()
-    loaded = graph.load()
+    loaded = graph.load(GOLDEN_FILE)
     image = graph.add("LoadImage", image=uploaded[0])
     # The same question by another way, because ComfyUI would not run an equal node twice.
     questions = ["What is it?", graph.add("PrimitiveString", value="What is it?")]
@@ -264,12 +264,14 @@ def test_a_seed_fixes_what_is_sampled(server, uploaded):
     ]
     texts = graph.texts(server, *native, *ours)
     assert texts[0] == texts[1] == texts[3] == texts[4] and texts[2] == texts[5] != texts[0]
-    assert texts[0] == [tiny().describe(LEFT_RIGHT, "What is it?", max_new_tokens=12, temperature=2.0, seed=3)]
+    assert texts[0] == [
+        golden.pipeline().describe(LEFT_RIGHT, "What is it?", max_new_tokens=12, temperature=2.0, seed=3)
+    ]
 
 
 def test_sampled_answers_of_a_batch_are_those_of_single_pictures(server, uploaded):
     graph = Graph()
-    loaded = graph.load()
+    loaded = graph.load(GOLDEN_FILE)
     images = [graph.add("LoadImage", image=name) for name in uploaded]
     batch = graph.add("ImageBatch", image1=images[0], image2=images[1])
     together = graph.describe(loaded[1], batch, tokens=12, temperature=2.0, top_p=1.0, seed=5)
@@ -455,12 +457,12 @@ def events_after_interrupt(server, graph, node):
 
     def watch(event):
         if event["type"] == "progress" and event["data"]["node"] == node.name:
-            seen.append(event["data"]["value"])
+            seen.append(event["data"]["value"] / event["data"]["max"])
             if len(seen) == 2:
                 server.interrupt()
 
     result = server.run(graph.prompt, on_event=watch, timeout=120)
-    assert (result.status, result.error) == ("interrupted", None) and seen[-1] < 200
+    assert (result.status, result.error) == ("interrupted", None) and seen[-1] < 1
     return len(seen) - 2
 
 
