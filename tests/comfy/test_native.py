@@ -378,26 +378,40 @@ def test_prompts_in_one_batch_or_alone_draw_the_same(pack, model, clip, monkeypa
     assert relative(draw(pack, model, clip), together) <= 1e-5
 
 
-@pytest.mark.parametrize("token", [1, 2])
-def test_writing_stops_at_the_token_after_a_cancel(clip, token):
+def calls_until_cancelled(module, count, run):
+    """How often `module` is called when ComfyUI's cancel button is pressed during its call number `count`."""
     from comfy import model_management
 
-    written, seen = write(clip), []
+    seen = []
 
-    def count(*_):
+    def press(*_):
         seen.append(len(seen) + 1)
-        if len(seen) == token:
+        if len(seen) == count:
             model_management.interrupt_current_processing(True)
 
-    handle = clip.cond_stage_model.language_model.lm_head.register_forward_hook(count)
+    hook = module.register_forward_hook(press)
     try:
         with pytest.raises(model_management.InterruptProcessingException):
-            write(clip)
+            run()
     finally:
-        handle.remove()
+        hook.remove()
         model_management.interrupt_current_processing(False)
-    assert token <= len(seen) <= token + 1 <= len(written)
+    return len(seen)
+
+
+@pytest.mark.parametrize("token", [1, 2])
+def test_writing_stops_at_the_token_after_a_cancel(clip, token):
+    written = write(clip)
+    head = clip.cond_stage_model.language_model.lm_head
+    assert calls_until_cancelled(head, token, lambda: write(clip)) <= token + 1 <= len(written)
     assert write(clip) == written
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_drawing_stops_at_the_step_after_a_cancel(pack, model, clip, step):
+    pictured, flow = draw(pack, model, clip), model.model.diffusion_model
+    assert calls_until_cancelled(flow, step, lambda: draw(pack, model, clip, steps=9)) <= step + 1
+    assert torch.equal(draw(pack, model, clip), pictured)
 
 
 def test_every_schema_is_whole(pack):

@@ -94,7 +94,7 @@ def test_every_solver_of_flow_sampler_draws(server, sampler):
     plain, other = graph.latents(
         server, graph.flow(loaded, encoded, steps=12), graph.flow(loaded, encoded, steps=12, sampler=sampler)
     )
-    assert other.isfinite().all() and 1e-4 < relative(other, plain) < 1.0
+    assert other.isfinite().all() and relative(other, plain) > 1e-4 and 0.3 < other.std() < 3 * plain.std()
     if sampler == "heun":
         assert relative(other, drawn(tiny(), steps=12, solver="heun")) <= 1e-4
 
@@ -472,9 +472,9 @@ def test_a_sampler_stops_within_a_step(server, kind):
     loaded = graph.load(GOLDEN_FILE)
     encoded = graph.encode(loaded)
     if kind == "KSampler":
-        sampled = graph.ksampler(loaded, encoded[0], encoded[1], graph.empty(384, 384), steps=200, seed=22)
+        sampled = graph.ksampler(loaded, encoded[0], encoded[1], graph.empty(640, 640), steps=200, seed=22)
     else:
-        sampled = graph.flow(loaded, encoded, steps=200, seed=22)
+        sampled = graph.flow(loaded, encoded, width=640, height=640, steps=200, seed=22)
     graph.save(sampled)
     assert events_after_interrupt(server, graph, sampled) <= 1
     again = Graph()

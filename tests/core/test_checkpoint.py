@@ -1,6 +1,7 @@
 """Every layout in and out, and what is said about files that are not what they should be."""
 
 import json
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from janusflow_core.checkpoint import (
     JSON_KEYS,
     Checkpoint,
     convert,
+    is_finite,
     load_model,
     open_checkpoint,
     save_folder,
@@ -374,3 +376,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path):
             save()
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
     assert (tmp_path / "kept.safetensors").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_one_bad_value_anywhere_is_seen(dtype: torch.dtype):
+    good = torch.linspace(-2, 2, 1000).to(dtype)
+    assert is_finite(good) and is_finite(torch.empty(0, dtype=dtype)) and is_finite(torch.ones(3, dtype=torch.uint8))
+    bad = [math.nan] if dtype == torch.float8_e4m3fn else [math.nan, math.inf, -math.inf]  # this float8 has no infinity
+    for value in bad:
+        spoilt = good.float()
+        spoilt[777] = value
+        assert not is_finite(spoilt.to(dtype))

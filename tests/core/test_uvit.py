@@ -2,7 +2,7 @@ import pytest
 import torch
 from golden import MODULE, assert_close, pipeline, tensors
 
-from janusflow_core.uvit import sinusoid
+from janusflow_core.uvit import GlobalResponseNorm, sinusoid
 
 NORMS = {
     "rms_uvit": "vision_gen_enc_model.mid_block.res_blocks.0.norm",
@@ -62,3 +62,15 @@ def test_sinusoid_is_float32_whatever_the_times_are(t: float):
     found = sinusoid(torch.tensor([t], dtype=torch.bfloat16), 16)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, sinusoid(torch.tensor([t]).bfloat16().float(), 16))
+
+
+def test_a_dead_channel_keeps_the_gradient_finite():
+    """The L2 norm of a channel that is zero everywhere has no slope; written as a root of squares it gives NaN."""
+    norm = GlobalResponseNorm(3)
+    torch.nn.init.ones_(norm.weight)
+    torch.nn.init.zeros_(norm.bias)
+    x = torch.randn(1, 4, 4, 3, generator=torch.Generator().manual_seed(0))
+    x[..., 1] = 0
+    x.requires_grad_()
+    norm(x).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
