@@ -72,7 +72,7 @@ def choose(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.
 
 
 def left_padded_mask(real: Tensor, first: int) -> Tensor:
-    """Causal mask (B, 1, T - first, T) over keys that are `real` (B, T); padding sees itself, so that no row is empty."""
+    """Causal mask (B, 1, T - first, T) over the `real` (B, T) keys; padding sees itself, so that no row is empty."""
     total = real.shape[1]
     key = torch.arange(total, device=real.device)
     query = key[first:, None]

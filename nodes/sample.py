@@ -20,7 +20,7 @@ class JanusFlowSampler(io.ComfyNode):
             node_id="JanusFlowSampler",
             display_name="Flow Sampler (JanusFlow)",
             category="JanusFlow",
-            description="Draws latents with the paper's rectified flow. Picture k of seed s equals a run of seed s + k.",
+            description="Draws latents with the paper's flow. Picture k of seed s equals a run of seed s + k.",
             search_aliases=["janus sampler", "ksampler", "rectified flow", "text to image"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load JanusFlow, patched or not."),
