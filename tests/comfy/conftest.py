@@ -13,5 +13,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="session")
 def server():
     """A running server with this checkout linked in as its pack."""
-    with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as running:
+    # One thread: on a busy machine threads that wait for each other make a server many times slower.
+    env = {"OMP_NUM_THREADS": "1"}
+    with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow", env=env) as running:
         yield running

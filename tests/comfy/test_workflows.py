@@ -183,7 +183,7 @@ def test_the_demo_finds_its_prompt_picture_and_words(run, server):
     done = run("there_and_back")
     picture, words = findings(done.api, done.result)
     assert (server.output_path(picture), words) == (done.pictures[0], done.words[0])
-    assert shapes.parse_prompt(prompt_text(done.api)).kinds == (("red", "circle"),)
+    assert shapes.parse_prompt(prompt_text(done.api)).kinds == (("purple", "heart"),)
 
 
 def test_the_demo_draws_what_it_says(run):

@@ -201,12 +201,24 @@ def test_without_tyro_it_says_what_to_install(capsys, monkeypatch):
     assert status == 2 and 'pip install "janusflow[cli]"' in complaint
 
 
+def interrupt_while(function: str) -> None:
+    """Press Ctrl-C once the main thread is inside `function`: a library being imported might swallow it."""
+    names: list[str] = []
+    while function not in names:
+        time.sleep(0.05)
+        frame, names = sys._current_frames()[threading.main_thread().ident], []
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+    _thread.interrupt_main()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="interrupts the main thread as Ctrl-C does on POSIX")
 def test_control_c_ends_with_130_and_leaves_no_picture(capsys, tmp_path):
-    timer = threading.Timer(2, _thread.interrupt_main)
-    timer.start()
+    presser = threading.Thread(target=interrupt_while, args=["integrate"], daemon=True)
+    presser.start()
     assert run(capsys, "generate", "a heart", *DRAW, "--steps", 1_000_000, "--out", tmp_path)[0] == 130
-    timer.join()
+    presser.join()
     assert list(tmp_path.iterdir()) == []
 
 

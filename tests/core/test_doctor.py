@@ -2,8 +2,10 @@
 
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+import golden
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +14,8 @@ from janusflow_core.checkpoint import bundled_names
 from janusflow_core.cli import main
 from janusflow_core.doctor import Finding, examine, report
 
-TINY = Path(__file__).parents[1] / "golden" / "tiny"
+FOLDERS = tempfile.TemporaryDirectory()  # for as long as the tests run
+TINY = golden.write_folder(Path(FOLDERS.name) / "tiny", golden.pipeline())
 
 
 @pytest.fixture
