@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -215,10 +216,13 @@ def interrupt_while(function: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="interrupts the main thread as Ctrl-C does on POSIX")
 def test_control_c_ends_with_130_and_leaves_no_picture(capsys, tmp_path):
+    # A shell that starts the tests in the background makes them deaf to it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     presser = threading.Thread(target=interrupt_while, args=["integrate"], daemon=True)
     presser.start()
     assert run(capsys, "generate", "a heart", *DRAW, "--steps", 1_000_000, "--out", tmp_path)[0] == 130
     presser.join()
+    signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == []
 
 
