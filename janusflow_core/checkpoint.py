@@ -177,6 +177,12 @@ def _json_object(text: str, where: str) -> dict[str, Any]:
 # --- weights into a model ---------------------------------------------------------------------------------------
 
 
+def expected_shapes(checkpoint: Checkpoint, *, flow: bool = True, text: bool = True) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of the whole model, or of one half of it."""
+    model = JanusFlow(checkpoint.config, flow=flow, text=text, device="meta")
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
 def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raise ValueError, naming file, key, found and expected, unless the weights fit tensors of these shapes."""
     for key, shape in expected.items():
@@ -227,7 +233,7 @@ def load_model(
 ) -> JanusFlow:
     """The whole model with its weights in `dtype` (None: as stored) on `device`, without a second copy on the way."""
     model = JanusFlow(checkpoint.config, device="meta")
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    expected = expected_shapes(checkpoint)
     check_shapes(checkpoint, expected)
     check_extra(checkpoint, expected)
     model.load_state_dict(dict(read_weights(checkpoint.weights, expected, dtype, device)), assign=True)
@@ -310,7 +316,7 @@ def convert(
     origin, target = open_checkpoint(source), Path(target)
     if origin.tokenizer is None:
         raise ValueError(f"{origin.name} holds only the flow half of a JanusFlow; convert a whole checkpoint.")
-    expected = {key: tuple(value.shape) for key, value in JanusFlow(origin.config, device="meta").state_dict().items()}
+    expected = expected_shapes(origin)
     check_shapes(origin, expected)
     check_extra(origin, expected)
     weights = dict(read_weights(origin.weights, expected, dtype))

@@ -240,25 +240,20 @@ def _model(source: str) -> Iterator[Finding]:
 
 
 def _check_weights(checkpoint: Checkpoint) -> None:
-    from .checkpoint import check_extra, check_shapes
+    from .checkpoint import check_extra, check_shapes, expected_shapes
 
-    expected = _shapes(checkpoint)
+    expected = expected_shapes(checkpoint)
     check_shapes(checkpoint, expected)
     check_extra(checkpoint, expected)
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    from .model import JanusFlow
-
-    return {key: tuple(value.shape) for key, value in JanusFlow(checkpoint.config, device="meta").state_dict().items()}
 
 
 def _usable_model(source: str, checkpoint: Checkpoint) -> Iterator[Finding]:
     import math
 
+    from .checkpoint import expected_shapes
     from .pipeline import best_device, best_dtype
 
-    parameters = sum(math.prod(shape) for shape in _shapes(checkpoint).values())
+    parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint).values())
     device = best_device()
     need = parameters * best_dtype(device).itemsize
     yield Finding(

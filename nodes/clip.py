@@ -17,14 +17,21 @@ import torch
 from torch import Tensor
 
 from ..janusflow_core import decoding
-from ..janusflow_core.checkpoint import TOKENIZER_KEY, Checkpoint, check_shapes, open_checkpoint, read_weights
+from ..janusflow_core.checkpoint import (
+    TOKENIZER_KEY,
+    Checkpoint,
+    check_shapes,
+    expected_shapes,
+    open_checkpoint,
+    read_weights,
+)
 from ..janusflow_core.decoding import SamplingOptions
 from ..janusflow_core.image import from_tensor, preprocess
 from ..janusflow_core.model import JanusFlow
 from ..janusflow_core.tokenizer import JanusTokenizer
 from ..janusflow_core.weights import json_tensor
 from .compat import CLIP, check_cancelled, model_management, new_patcher, ops, utils
-from .model import BOS, ComfyAttention, expected_shapes
+from .model import BOS, ComfyAttention
 
 NAME = "janusflow"
 LANGUAGE_MODEL = "diffusion_model.language_model."
@@ -258,7 +265,7 @@ def load_text(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool
         raise ValueError(
             f"{checkpoint.name} holds no text half: its CLIP must come from the checkpoint it was saved from."
         )
-    shapes = expected_shapes(checkpoint, text=True)
+    shapes = expected_shapes(checkpoint, flow=False)
     check_shapes(checkpoint, shapes)
     device, offload = model_management.text_encoder_device(), model_management.text_encoder_offload_device()
     stored = checkpoint.weights.read("beg_of_und_embed").dtype

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..janusflow_core.checkpoint import Checkpoint, check_extra, open_checkpoint
+from ..janusflow_core.checkpoint import Checkpoint, check_extra, expected_shapes, open_checkpoint
 from ..janusflow_core.vae import load_vae_files, vae_config
 from .clip import load_clip
 from .compat import VAE, folder_paths, io
 from .files import checkpoint_names, checkpoint_path
-from .model import expected_shapes, load_flow
+from .model import load_flow
 
 FROM_CHECKPOINT, NO_VAE = "from checkpoint", "none"
 WEIGHT_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}
@@ -73,7 +73,7 @@ class JanusFlowLoader(io.ComfyNode):
     def execute(cls, checkpoint: str, vae: str = FROM_CHECKPOINT, weight_dtype: str = "default") -> io.NodeOutput:
         path = checkpoint_path(checkpoint)
         opened = open_checkpoint(path)
-        check_extra(opened, expected_shapes(opened, flow=True, text=True))
+        check_extra(opened, expected_shapes(opened))
         own_vae = _load_vae(opened, vae)
         model = load_flow(str(path), WEIGHT_DTYPES[weight_dtype])
         clip = load_clip(str(path), model) if opened.has_text else None  # ModelSave writes the flow half alone

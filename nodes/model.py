@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..janusflow_core.checkpoint import Checkpoint, check_shapes, open_checkpoint, read_weights
+from ..janusflow_core.checkpoint import Checkpoint, check_shapes, expected_shapes, open_checkpoint, read_weights
 from ..janusflow_core.model import JanusFlow, Prefix
 from ..janusflow_core.weights import json_tensor
 from .compat import (
@@ -244,7 +244,7 @@ def load_flow(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool
     """A ModelPatcher around the flow half of a checkpoint; ComfyUI calls it again when it needs a fresh copy."""
     checkpoint = open_checkpoint(Path(path))
     supported = SupportedJanusFlow(checkpoint)
-    shapes = expected_shapes(checkpoint, flow=True)
+    shapes = expected_shapes(checkpoint, flow=True, text=False)
     check_shapes(checkpoint, shapes)
     device = model_management.get_torch_device()
     stored = checkpoint.weights.read("language_model.model.norm.weight").dtype
@@ -262,9 +262,3 @@ def load_flow(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "janusflow", prepare_sampling)
     patcher.cached_patcher_init = (load_flow, (path, dtype))
     return patcher
-
-
-def expected_shapes(checkpoint: Checkpoint, *, flow: bool = False, text: bool = False) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of one half of the model."""
-    half = JanusFlow(checkpoint.config, flow=flow, text=text, device="meta")
-    return {key: tuple(value.shape) for key, value in half.state_dict().items()}
