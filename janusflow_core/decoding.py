@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .llama import Attention, Backbone, KVCache, sdpa
+from .attention import Attention, KVCache, left_padded_mask, sdpa
+from .llama import Backbone
 
 # (row, token id), called in order for every new token; may raise to cancel
 OnToken = Callable[[int, int], None]
@@ -69,14 +70,6 @@ def choose(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.
     probability = truncate(logits / options.temperature, options).softmax(dim=-1).cpu()
     drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probability, generators, strict=True)]
     return torch.cat(drawn).to(logits.device)
-
-
-def left_padded_mask(real: Tensor, first: int) -> Tensor:
-    """Causal mask (B, 1, T - first, T) over the `real` (B, T) keys; padding sees itself, so that no row is empty."""
-    total = real.shape[1]
-    key = torch.arange(total, device=real.device)
-    query = key[first:, None]
-    return (((key <= query) & real[:, None, :]) | (key == query))[:, None]
 
 
 @torch.no_grad()

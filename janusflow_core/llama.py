@@ -7,64 +7,13 @@ classes serve as a library and under ComfyUI's memory management.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Attention, KVCache, rotary, rotate, sdpa
 from .config import LanguageConfig
-
-# (q, k, v: (B, H, T, K), mask: bool, True where visible, or None for no mask) -> (B, T, H * K)
-Attention = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention of (B, H, T, K) heads under a boolean `mask` (True = visible): (B, T, H * K)."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
-
-
-class KVCache:
-    """Keys and values of every layer in preallocated buffers: `length` tokens are kept, the rest is scratch.
-
-    `extend` writes behind the kept tokens; only `keep` makes what was written part of the past. The flow keeps the
-    prompt and overwrites the picture at each step; text keeps every token.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self.buffers: list[tuple[Tensor, Tensor]] = []
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, K) behind the kept tokens and return all (B, H, length + T, K)."""
-        if layer == len(self.buffers):
-            shape = (k.shape[0], k.shape[1], self.capacity, k.shape[3])
-            self.buffers.append((k.new_empty(shape), v.new_empty(shape)))
-        end = self.length + k.shape[2]
-        keys, values = self.buffers[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
-
-    def keep(self, tokens: int) -> None:
-        """Make the next `tokens` written positions part of the past."""
-        self.length += tokens
-
-
-def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, 1, T, K) of rotary embeddings, float32 whatever the weights: bf16 would lose the angle."""
-    index = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
-    angle = positions.float()[:, None, :, None] * (1.0 / theta ** (index / head_dim))  # (B, 1, T, K / 2)
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings to (B, H, T, K), pairing feature i with i + K / 2."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class SelfAttention(nn.Module):

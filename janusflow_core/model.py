@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import Attention, KVCache, prefix_mask, sdpa
 from .config import JanusFlowConfig
-from .llama import Attention, KVCache, LanguageModel, sdpa
+from .llama import LanguageModel
 from .uvit import FlowDecoder, FlowEncoder
 from .vit import VisionEncoder
 
@@ -36,17 +37,6 @@ class Prefix:
     def join(cls, rows: Sequence[Tensor], starts: Sequence[int]) -> Prefix:
         """Pad prompts (L_i, D) on the right into one batch."""
         return cls(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), [len(row) for row in rows], list(starts))
-
-
-def visibility(lengths: Sequence[int], prefix: int, total: int, first: int, device: torch.device) -> Tensor:
-    """Causal mask (B or 1, 1, total - first, total) for queries from `first` on, blind to the prompts' padding."""
-    query = torch.arange(first, total, device=device)[:, None]
-    key = torch.arange(total, device=device)
-    causal = (key <= query)[None, None]
-    if all(length == prefix for length in lengths):
-        return causal
-    real = torch.tensor(lengths, device=device)[:, None]
-    return causal & ((key >= prefix) | (key < real))[:, None, None]
 
 
 class JanusFlow(nn.Module):
@@ -122,7 +112,7 @@ class JanusFlow(nn.Module):
         length = prefix.embeddings.shape[1]
         cache = KVCache(length + new_tokens)
         positions = torch.arange(length, device=prefix.embeddings.device)[None]
-        mask = visibility([length], length, length, 0, prefix.embeddings.device)
+        mask = prefix_mask([length], length, length, 0, prefix.embeddings.device)
         self.language_model.model(prefix.embeddings, positions, mask, cache, attention)
         cache.keep(length)
         return Prefix(prefix.embeddings, prefix.lengths, prefix.starts, cache)
@@ -151,7 +141,7 @@ class JanusFlow(nn.Module):
             positions = torch.cat((before, positions), dim=1)
             tokens = torch.cat((prefix.embeddings, tokens), dim=1)
         first = length if prefix.cache is not None else 0
-        mask = visibility(prefix.lengths, length, total, first, device)
+        mask = prefix_mask(prefix.lengths, length, total, first, device)
         return self.language_model.model(tokens, positions, mask, prefix.cache, attention)[:, -new:]
 
     # --- from nothing -------------------------------------------------------------------------------------------

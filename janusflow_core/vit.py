@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Attention, sdpa
 from .config import VisionConfig
-from .llama import Attention, sdpa
 
 NORM_EPS = 1e-6
 

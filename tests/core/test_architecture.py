@@ -20,7 +20,7 @@ LAYERS = [
     ("decoding", "losses", "sampling", "vae", "weights"),
     ("model",),
     ("llama", "uvit", "vit"),
-    ("comfyui", "config", "image", "png", "shapes", "tokenizer"),
+    ("attention", "comfyui", "config", "image", "png", "shapes", "tokenizer"),
 ]
 LAYER = {name: index for index, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path.stem for path in CORE.glob("*.py") if path.stem != "__init__")

@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from janusflow_core.decoding import SamplingOptions, choose, generate, left_padded_mask, penalise, truncate
+from janusflow_core.decoding import SamplingOptions, choose, generate, penalise, truncate
 from janusflow_core.pipeline import JanusFlowPipeline
 
 CASES = MANIFEST["und"]["cases"]
@@ -155,17 +155,6 @@ def test_a_penalty_ends_repetition():
     greedy = continue_micro([[5, 6, 7]], [0], SamplingOptions(), tokens=40)[0]
     penalised = continue_micro([[5, 6, 7]], [0], SamplingOptions(presence_penalty=1e4), tokens=40)[0]
     assert len(set(greedy)) < 40 and len(set(penalised)) == 40
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=3), st.integers(0, 6))
-def test_left_padded_mask_is_causal_over_what_is_real(padding: list[int], first: int):
-    real = torch.arange(7) >= torch.tensor(padding)[:, None]
-    mask = left_padded_mask(real, first)
-    assert mask.shape == (len(padding), 1, 7 - first, 7)
-    for row, pad in enumerate(padding):
-        for query in range(first, 7):
-            visible = [key for key in range(7) if mask[row, 0, query - first, key]]
-            assert visible == (list(range(pad, query + 1)) if query >= pad else [query])
 
 
 # --- which tokens may be drawn ----------------------------------------------------------------------------------

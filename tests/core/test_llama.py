@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from janusflow_core.attention import KVCache, left_padded_mask, prefix_mask, rotary, rotate
 from janusflow_core.config import LanguageConfig
-from janusflow_core.decoding import left_padded_mask
-from janusflow_core.llama import KVCache, LanguageModel, rotary, rotate
-from janusflow_core.model import visibility
+from janusflow_core.llama import LanguageModel
 
 SHAPES = {
     "multi-head": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -95,11 +94,11 @@ def test_cache_equals_full_recompute(name: str, chunks: list[int]):
     total = sum(chunks)
     x, positions = ours.model.embed_tokens(ids(2, total)), torch.arange(total)[None]
     device = torch.device("cpu")
-    expected = ours.model(x, positions, visibility([total], total, total, 0, device))
+    expected = ours.model(x, positions, prefix_mask([total], total, total, 0, device))
     cache, found, start = KVCache(total), [], 0
     for size in chunks:
         end = start + size
-        mask = visibility([total], total, end, start, device)
+        mask = prefix_mask([total], total, end, start, device)
         found.append(ours.model(x[:, start:end], positions[:, start:end], mask, cache))
         cache.keep(size)
         start = end
@@ -110,9 +109,9 @@ def test_scratch_behind_a_cache_is_forgotten():
     ours, _ = both("grouped")
     x, device = ours.model.embed_tokens(ids(1, 9)), torch.device("cpu")
     cache = KVCache(9)
-    ours.model(x[:, :4], torch.arange(4)[None], visibility([4], 4, 4, 0, device), cache)
+    ours.model(x[:, :4], torch.arange(4)[None], prefix_mask([4], 4, 4, 0, device), cache)
     cache.keep(4)
-    mask, positions = visibility([4], 4, 9, 4, device), torch.arange(4, 9)[None]
+    mask, positions = prefix_mask([4], 4, 9, 4, device), torch.arange(4, 9)[None]
     first = ours.model(x[:, 4:], positions, mask, cache)
     ours.model(x[:, 4:].flip(1), positions, mask, cache)
     torch.testing.assert_close(ours.model(x[:, 4:], positions, mask, cache), first, rtol=0, atol=0)

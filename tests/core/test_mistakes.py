@@ -27,7 +27,7 @@ from pytest import MonkeyPatch
 from torch import Tensor, nn
 
 from janusflow_core import image, llama, sampling, uvit, vit
-from janusflow_core.decoding import left_padded_mask
+from janusflow_core.attention import left_padded_mask
 from janusflow_core.model import Prefix
 from janusflow_core.pipeline import JanusFlowPipeline
 

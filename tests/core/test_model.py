@@ -29,9 +29,9 @@ from golden import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janusflow_core.decoding import left_padded_mask
+from janusflow_core.attention import left_padded_mask, prefix_mask
 from janusflow_core.image import ImageConfig
-from janusflow_core.model import JanusFlow, Prefix, visibility
+from janusflow_core.model import JanusFlow, Prefix
 from janusflow_core.pipeline import JanusFlowPipeline
 from janusflow_core.tokenizer import Message
 
@@ -183,7 +183,7 @@ def test_wide_understanding_equals_golden():
     continued = torch.cat((ids, golden["und.greedy_ids"][:, :-1]), dim=1)
     embeddings = model.embed_conversation(continued, tokenizer.image_mask(continued), pixels(case["image"]))
     length = continued.shape[1]
-    mask = visibility([length], length, length, 0, continued.device)
+    mask = prefix_mask([length], length, length, 0, continued.device)
     hidden = model.language_model.model(embeddings, torch.arange(length)[None], mask)
     logits = model.logits(hidden[:, ids.shape[1] - 1 :])
     assert_close(logits[:, 0], golden["und.last_prefill_logits"], MODULE)
