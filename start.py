@@ -60,7 +60,7 @@ def prepare(run: str) -> Path:
         stage("create the environment", [sys.executable, "-m", "venv", VENV])
         STAMP.write_text("{}", encoding="utf-8")
     # By path and isolated (-I): the package around the file needs what is not installed yet.
-    found = stage("find ComfyUI", [PYTHON, "-I", ROOT / "janusflow_core" / "comfyui.py"])
+    found = stage("find ComfyUI", [PYTHON, "-I", ROOT / "janusflow_core" / "host" / "find.py"])
     comfyui = Path(found.strip().splitlines()[-1])
     if TORCH.strip():
         install("torch", TORCH.split())

@@ -1,16 +1,8 @@
-"""Checkpoints in every layout, both ways.
-
-(a) The official folder: config.json, model.safetensors or shards, tokenizer.json, processor and preprocessor JSON;
-    a VAE in diffusers' layout may lie in `vae/`.
-(b) One .safetensors file: the weights, `config` and the other JSON in its metadata, the tokenizer as a uint8 tensor,
-    the VAE below `vae.`. Files that ComfyUI saved keep the JSON among the tensors, because it writes its own metadata.
-"""
+"""Checkpoints opened in either layout (see layout.py), verified and loaded."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +13,13 @@ from torch import Tensor
 
 from .config import JanusFlowConfig
 from .image import ImageConfig
+from .layout import JSON_KEYS, TOKENIZER_KEY, VAE_FILE, VAE_FOLDER, VAE_PREFIX
 from .model import JanusFlow
 from .tokenizer import JanusTokenizer, ProcessorConfig
-from .weights import SAFE_SUFFIXES, TensorFile, Weights, json_tensor, read_index, tensor_json, write_tensors
+from .weights import TensorFile, Weights, read_index, tensor_json
 
 BUNDLED = Path(__file__).parent / "bundled"
 DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
-TOKENIZER_KEY = "tokenizer_json"
-VAE_PREFIX = "vae."
-JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "vae_config")
 
 
 @dataclass
@@ -79,7 +69,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     tokenizer = JanusTokenizer.from_folder(folder)
     preprocessor = folder / "preprocessor_config.json"
     image = _image_config(_json_file(preprocessor) if preprocessor.is_file() else {}, config)
-    vae = folder / "vae"
+    vae = folder / VAE_FOLDER
     return _checked(
         Checkpoint(
             name=folder.name,
@@ -88,7 +78,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             tokenizer=tokenizer,
             image=image,
             vae_config=_json_file(vae / "config.json") if vae.is_dir() else None,
-            vae_weights=Weights([TensorFile(vae / "diffusion_pytorch_model.safetensors")]) if vae.is_dir() else None,
+            vae_weights=Weights([TensorFile(vae / VAE_FILE)]) if vae.is_dir() else None,
         )
     )
 
@@ -238,97 +228,3 @@ def load_model(
     check_extra(checkpoint, expected)
     model.load_state_dict(dict(read_weights(checkpoint.weights, expected, dtype, device)), assign=True)
     return model.eval().requires_grad_(False)
-
-
-# --- out again --------------------------------------------------------------------------------------------------
-
-
-def describe_files(config: JanusFlowConfig, tokenizer: JanusTokenizer, image: ImageConfig) -> dict[str, dict[str, Any]]:
-    """The JSON parts of a checkpoint, by the names that both layouts use."""
-    return {
-        "config": config.to_dict(),
-        "processor_config": tokenizer.processor.to_json_dict(),
-        "preprocessor_config": image.to_json_dict(),
-        "special_tokens_map": dict(tokenizer.special),
-    }
-
-
-def save_single(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    parts: Mapping[str, Mapping[str, Any]],
-    tokenizer_json: str,
-    vae_config: Mapping[str, Any] | None = None,
-    vae: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write one file that holds all of a JanusFlow; `parts` as `describe_files` gives them."""
-    tensors = {**weights, TOKENIZER_KEY: json_tensor(tokenizer_json)}
-    tensors |= {VAE_PREFIX + key: value for key, value in (vae or {}).items()}
-    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in parts.items()}
-    if vae_config is not None:
-        metadata["vae_config"] = json.dumps(dict(vae_config))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, tensors, metadata)
-
-
-def save_folder(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    parts: Mapping[str, Mapping[str, Any]],
-    tokenizer_json: str,
-    vae_config: Mapping[str, Any] | None = None,
-    vae: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a folder in the official layout, whole or not at all; raises FileExistsError rather than overwrite."""
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another name or move it away.")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        for name, values in parts.items():
-            _write_json(partial / f"{name}.json", values)
-        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        write_tensors(partial / "model.safetensors", weights)
-        if vae is not None:
-            (partial / "vae").mkdir()
-            _write_json(partial / "vae" / "config.json", vae_config or {})
-            write_tensors(partial / "vae" / "diffusion_pytorch_model.safetensors", vae)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def convert(
-    source: str | Path,
-    target: str | Path,
-    dtype: torch.dtype | None = None,
-    vae: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
-) -> Checkpoint:
-    """Rewrite a checkpoint as a single file (target ends in .safetensors) or a folder, read it back and compare.
-
-    `dtype` None keeps the stored one; `vae` (config, weights) is put in where the source has none or another.
-    """
-    origin, target = open_checkpoint(source), Path(target)
-    if origin.tokenizer is None:
-        raise ValueError(f"{origin.name} holds only the flow half of a JanusFlow; convert a whole checkpoint.")
-    expected = expected_shapes(origin)
-    check_shapes(origin, expected)
-    check_extra(origin, expected)
-    weights = dict(read_weights(origin.weights, expected, dtype))
-    if vae is None and origin.vae_weights is not None:
-        vae = origin.vae_config or {}, {key: origin.vae_weights.read(key) for key in origin.vae_weights}
-    stored = weights["language_model.model.norm.weight"].dtype
-    config = origin.config.model_copy(update={"torch_dtype": str(stored).removeprefix("torch.")})
-    parts = describe_files(config, origin.tokenizer, origin.image)
-    save = save_single if target.suffix in SAFE_SUFFIXES else save_folder
-    save(target, weights, parts, origin.tokenizer.json, *(vae or (None, None)))
-    written = open_checkpoint(target)
-    for key, tensor in read_weights(written.weights, expected):
-        if not torch.equal(tensor, weights[key]):
-            raise RuntimeError(f"{target}: {key} was not written as it was read: check the disk and convert again.")
-    return written

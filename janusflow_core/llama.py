@@ -7,6 +7,8 @@ classes serve as a library and under ComfyUI's memory management.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
@@ -125,3 +127,17 @@ class LanguageModel(nn.Module):
         self.model = Backbone(config, embeddings=text, layers=layers, operations=operations, **factory)
         if text:
             self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
+
+
+@contextmanager
+def hidden_after(backbone: Backbone, layer: int) -> Iterator[list[Tensor]]:
+    """Collects the hidden states (B, T, D) after the `layer`-th layer, counted from 1, of each forward pass inside.
+
+    By a hook, so that it sees what any caller of the backbone computes, ComfyUI's samplers included.
+    """
+    hidden: list[Tensor] = []
+    hook = backbone.layers[layer - 1].register_forward_hook(lambda module, args, output: hidden.append(output))
+    try:
+        yield hidden
+    finally:
+        hook.remove()

@@ -79,26 +79,28 @@ class JanusFlow(nn.Module):
         """Embeddings (B, L, D) of token ids (B, L)."""
         return self.language_model.model.embed_tokens(ids)
 
-    def embed_image(self, pixels: Tensor, attention: Attention = sdpa) -> Tensor:
-        """The 1 + N embeddings (B, 1 + N, D) that stand for normalised pictures (B, 3, S, S) in a conversation.
+    def image_features(self, pixels: Tensor, attention: Attention = sdpa) -> Tensor:
+        """Features (M, N, W) of normalised pictures (M, 3, S, S): what the model sees, and what REPA aligns with."""
+        return self.vision_und_enc_model(pixels, attention)
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """The 1 + N embeddings (M, 1 + N, D) that stand for pictures of `features` (M, N, W) in a conversation.
 
         The first is the learnt begin-of-understanding vector: it takes the place of the image start tag.
         """
-        patches = self.vision_und_enc_aligner(self.vision_und_enc_model(pixels, attention))
+        patches = self.vision_und_enc_aligner(features)
         begin = self.beg_of_und_embed.to(patches).expand(patches.shape[0], 1, -1)
         return torch.cat((begin, patches), dim=1)
 
-    def embed_conversation(
-        self, ids: Tensor, image_mask: Tensor, pixels: Tensor | None, attention: Attention = sdpa
-    ) -> Tensor:
-        """Embeddings (B, T, D) of ids (B, T) whose places in `image_mask` (B, T) are filled from pictures (M, 3, S, S).
+    def embed_conversation(self, ids: Tensor, image_mask: Tensor, features: Tensor | None) -> Tensor:
+        """Embeddings (B, T, D) of ids (B, T) whose places in `image_mask` (B, T) are filled from `features` (M, N, W).
 
         Pictures are taken in reading order; each fills its start tag and N image tags.
         """
         embeddings = self.encode_prompt(ids)
-        if pixels is None:
+        if features is None:
             return embeddings
-        images = self.embed_image(pixels, attention).flatten(0, 1).to(embeddings)
+        images = self.embed_features(features).flatten(0, 1).to(embeddings)
         return embeddings.masked_scatter(image_mask[..., None], images)
 
     # --- what comes out -----------------------------------------------------------------------------------------

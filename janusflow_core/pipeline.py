@@ -13,24 +13,13 @@ from torch import Tensor
 from . import decoding, image, sampling
 from .checkpoint import Checkpoint, load_model, open_checkpoint
 from .decoding import SamplingOptions
+from .device import best_device, best_dtype
 from .model import JanusFlow, Prefix
 from .tokenizer import JanusTokenizer, Message
 from .vae import LatentCodec, load_vae_files, vae_config
 
 Output = Literal["pil", "pixels", "latent"]
 DEFAULT_QUESTION = "Describe the image."
-
-
-def best_device() -> torch.device:
-    """CUDA (or ROCm) if there is one, else Apple's GPU, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def best_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it, else float32; float16 overflows in this language model."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 class JanusFlowPipeline:
@@ -242,8 +231,8 @@ class JanusFlowPipeline:
         tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
         self._check_context(tokens.shape[1] + max_new_tokens, "conversation, pictures and max_new_tokens")
         pixels = [image.preprocess(picture, self.image_config) for own in images for picture in own]
-        stacked = torch.stack(pixels).to(self.device, self.dtype) if pixels else None
-        embeddings = self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, stacked)
+        features = self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
+        embeddings = self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, features)
         texts = decoding.generate(
             self.model.language_model.model,
             self.model.logits,

@@ -40,9 +40,18 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def interpolate(x: Tensor, noise: Tensor, t: float) -> Tensor:
-    """The point of the straight path at time `t` between `noise` (t = 0) and data `x` (t = 1)."""
-    return t * x + (1.0 - t) * noise
+def logit_normal(count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
+    """Times (count,) in (0, 1) whose logit is standard normal: the paper's P(t), after Stable Diffusion 3."""
+    return torch.randn(count, generator=generator, device=device).sigmoid()
+
+
+def interpolate(x: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
+    """The point of the straight path at time `t` between `noise` (t = 0) and data `x` (t = 1), all (B, C, h, w).
+
+    `t` is one time or, as a tensor (B,), one for each row.
+    """
+    at = t[:, None, None, None] if isinstance(t, Tensor) else t
+    return at * x + (1.0 - at) * noise
 
 
 def guide(cond: Tensor, uncond: Tensor, weight: float) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .compat import ComfyExtension, io
 from .decode import JanusFlowVAEDecode
 from .describe import JanusFlowDescribe
 from .encode import JanusFlowEncodePrompt
-from .files import register_model_folder
 from .load import JanusFlowLoader
+from .native.compat import ComfyExtension, io
+from .native.files import register_model_folder
 from .sample import JanusFlowSampler
 
 NODES: list[type[io.ComfyNode]] = [

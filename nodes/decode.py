@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .compat import io, utils
+from .native.compat import io, utils
 
 
 class JanusFlowVAEDecode(io.ComfyNode):

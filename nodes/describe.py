@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..janusflow_core.decoding import SamplingOptions
-from .clip import JanusFlowCLIP
-from .compat import io, ui
+from .native.clip import JanusFlowCLIP
+from .native.compat import io, ui
 
 AT_ONCE = 8  # pictures in one batch: each is several hundred tokens long
 

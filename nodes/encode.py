@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .clip import JanusFlowCLIP
-from .compat import io
+from .native.clip import JanusFlowCLIP
+from .native.compat import io
 
 
 class JanusFlowEncodePrompt(io.ComfyNode):

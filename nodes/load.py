@@ -9,10 +9,10 @@ import torch
 
 from ..janusflow_core.checkpoint import Checkpoint, check_extra, expected_shapes, open_checkpoint
 from ..janusflow_core.vae import load_vae_files, vae_config
-from .clip import load_clip
-from .compat import VAE, folder_paths, io
-from .files import checkpoint_names, checkpoint_path
-from .model import load_flow
+from .native.clip import load_clip
+from .native.compat import VAE, folder_paths, io
+from .native.files import checkpoint_names, checkpoint_path
+from .native.model import load_flow
 
 FROM_CHECKPOINT, NO_VAE = "from checkpoint", "none"
 WEIGHT_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..janusflow_core.sampling import draw_noise, time_grid
-from .compat import SDXL, io, latent_preview, model_management, sample, samplers
-from .model import JanusFlowModel
+from .native.compat import SDXL, io, latent_preview, model_management, sample, samplers
+from .native.model import JanusFlowModel
 
 SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral"]
 

@@ -73,7 +73,7 @@ def test_the_readme_shows_the_pipelines_signatures(method: str):
 def test_the_readmes_commands_parse():
     pytest.importorskip("tyro", reason="tyro reads the command line")
     commands = re.findall(r"^\| `janusflow ([^`]+)` \|", README, re.MULTILINE)
-    assert {type(cli.parse(shlex.split(command))) for command in commands} == set(cli.COMMANDS.values())
+    assert {type(cli.parse(shlex.split(command))) for command in commands} == set(cli.commands().values())
 
 
 def test_the_readmes_tree_is_the_repositorys():
@@ -81,7 +81,8 @@ def test_the_readmes_tree_is_the_repositorys():
     parts = re.split(r"^(\S+/) .*\n", tree, flags=re.MULTILINE)
     folders = zip(parts[1::2], parts[2::2], strict=True)
     told = {folder: set(re.findall(r"\b\w+\.py\b", text)) for folder, text in folders}
-    for folder in ("janusflow_core/", "nodes/"):
+    sources = [file.relative_to(ROOT) for part in ("janusflow_core", "nodes") for file in (ROOT / part).rglob("*.py")]
+    for folder in {f"{file.parent.as_posix()}/" for file in sources}:
         assert told[folder] == {file.name for file in (ROOT / folder).glob("[!_]*.py")}, folder
     assert all((ROOT / folder).is_dir() for folder in told)
 
@@ -92,7 +93,7 @@ def sentences() -> str:
     sources = [
         file.read_text(encoding="utf-8")
         for folder in ("janusflow_core", "nodes")
-        for file in (ROOT / folder).glob("*.py")
+        for file in (ROOT / folder).rglob("*.py")
     ]
     constants = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
     return "\n".join(node.value for node in constants if isinstance(node.value, str))

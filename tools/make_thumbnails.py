@@ -11,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from janusflow_core.comfyui import convert_workflow, find_comfyui
-from janusflow_core.server import Server
+from janusflow_core.host.find import find_comfyui
+from janusflow_core.host.server import Server
+from janusflow_core.host.workflow import convert_workflow
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORKFLOWS = CHECKOUT / "workflows"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from janusflow_core.comfyui import find_comfyui
-from janusflow_core.server import Server
+from janusflow_core.host.find import find_comfyui
+from janusflow_core.host.server import Server
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

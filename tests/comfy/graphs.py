@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from janusflow_core.checkpoint import describe_files, save_folder, save_single
+from janusflow_core.host.server import Result, Server
+from janusflow_core.layout import describe_files, save_folder, save_single
 from janusflow_core.pipeline import JanusFlowPipeline
-from janusflow_core.server import Result, Server
-from janusflow_core.shapes import COLORS, Object, Scene, render
+from janusflow_core.world.scenes import COLORS, Object, Scene, render
 
 sys.path.append(str(Path(__file__).parents[1] / "core"))
 import golden  # noqa: E402 - lies beside the core's tests

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from janusflow_core.comfyui import find_comfyui
+from janusflow_core.host.find import find_comfyui
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PACK = "janusflow_pack"
@@ -34,7 +34,7 @@ class Pack:
         self.base = base
 
     def module(self, name: str) -> ModuleType:
-        """A module of the pack (`nodes.model`)."""
+        """A module of the pack (`nodes.native.model`)."""
         return importlib.import_module(f"{PACK}.{name}")
 
     def node(self, name: str) -> Any:

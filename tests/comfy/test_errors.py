@@ -9,7 +9,7 @@ from graphs import GOLDEN_FILE, MICRO_FILE, TINY, Graph, assert_sentence, failur
 from inprocess import load_pack
 from safetensors.torch import save_file
 
-from janusflow_core.checkpoint import describe_files, save_folder, save_single
+from janusflow_core.layout import describe_files, save_folder, save_single
 
 
 @pytest.fixture(scope="module", autouse=True)

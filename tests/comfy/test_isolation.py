@@ -10,9 +10,9 @@ import pytest
 from conftest import CHECKOUT
 from graphs import GOLDEN_FILE, GOLDEN_FOLDER, TINY, Graph, golden, parts, relative, tiny
 
-from janusflow_core.checkpoint import save_folder, save_single
-from janusflow_core.comfyui import find_comfyui
-from janusflow_core.server import Server
+from janusflow_core.host.find import find_comfyui
+from janusflow_core.host.server import Server
+from janusflow_core.layout import save_folder, save_single
 
 # ComfyUI itself needs transformers for its tokenizers, but none of its models.
 BLOCKED = (

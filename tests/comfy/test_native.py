@@ -247,7 +247,7 @@ def test_a_lora_that_comes_and_goes_leaves_no_stale_prompt(pack, model, clip, mo
     always = pack.node("sample")(model, hooked(positive, load_file(path), [(0.0, 1.0)]), negative, **arguments)[
         "samples"
     ]
-    cache = pack.module("nodes.model").PrefixCache
+    cache = pack.module("nodes.native.model").PrefixCache
     monkeypatch.setattr(cache, "prefill", lambda self, key, flow, prefix, tokens, attention: prefix)
     uncached = [pack.node("sample")(model, row, negative, **arguments)["samples"] for row in (positive, switched)]
     assert relative(cached[0], uncached[0]) <= 1e-5 and relative(cached[1], uncached[1]) <= 1e-5
@@ -307,7 +307,7 @@ def test_weights_that_stay_behind_follow_to_the_gpu(pack, monkeypatch):
             time = torch.full((1,), 500.0, device=gpu)
             found = [
                 flow(latent, time, prompt, None, {}, prompt_lengths=[7], time_positions=[7]),
-                text.embed_image(torch.empty(1, 3, 96, 96, device=gpu)),
+                text.embed_features(text.image_features(torch.empty(1, 3, 96, 96, device=gpu))),
                 text.encode_prompt(torch.zeros(1, 5, dtype=torch.long, device=gpu)),
                 text.logits(prompt),
             ]
@@ -374,7 +374,7 @@ def test_a_model_without_words_is_no_clip(pack, model, clip):
 
 def test_prompts_in_one_batch_or_alone_draw_the_same(pack, model, clip, monkeypatch):
     together = draw(pack, model, clip)
-    monkeypatch.setattr(pack.module("nodes.model").PromptCond, "can_concat", lambda self, other: False)
+    monkeypatch.setattr(pack.module("nodes.native.model").PromptCond, "can_concat", lambda self, other: False)
     assert relative(draw(pack, model, clip), together) <= 1e-5
 
 

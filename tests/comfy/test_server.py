@@ -11,9 +11,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from janusflow_core import comfyui
-from janusflow_core.comfyui import convert_workflow, fetch_comfyui, find_comfyui, installed_comfyui
-from janusflow_core.server import Server
+from janusflow_core.host import find
+from janusflow_core.host.find import fetch_comfyui, find_comfyui, installed_comfyui
+from janusflow_core.host.server import Server
+from janusflow_core.host.workflow import convert_workflow
 
 WORKFLOW = {
     "last_node_id": 2, "last_link_id": 1, "groups": [], "config": {}, "extra": {}, "version": 0.4,
@@ -249,10 +250,10 @@ def test_looking_for_comfyui_downloads_nothing(monkeypatch, tmp_path):
 def test_a_comfy_cli_workspace_is_found(monkeypatch, tmp_path):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    usual = fake_comfyui(tmp_path / comfyui._WORKSPACE, "")
+    usual = fake_comfyui(tmp_path / find._WORKSPACE, "")
     assert find_comfyui() == usual
     chosen = fake_comfyui(tmp_path / "100% mine", "")
-    settings = tmp_path / comfyui._CONFIG / "comfy-cli" / "config.ini"
+    settings = tmp_path / find._CONFIG / "comfy-cli" / "config.ini"
     settings.parent.mkdir(parents=True)
     settings.write_text(f"[DEFAULT]\ndefault_workspace = {chosen}\n")
     assert find_comfyui() == chosen

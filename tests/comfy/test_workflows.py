@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janusflow_core import shapes
-from janusflow_core.comfyui import Json, convert_workflow
-from janusflow_core.demo import findings, prompt_text
+from janusflow_core.host.find import Json
+from janusflow_core.host.workflow import convert_workflow, findings, prompt_text
+from janusflow_core.world.judge import judge
+from janusflow_core.world.talk import parse_prompt
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -183,13 +184,13 @@ def test_the_demo_finds_its_prompt_picture_and_words(run, server):
     done = run("there_and_back")
     picture, words = findings(done.api, done.result)
     assert (server.output_path(picture), words) == (done.pictures[0], done.words[0])
-    assert shapes.parse_prompt(prompt_text(done.api)).kinds == (("purple", "heart"),)
+    assert parse_prompt(prompt_text(done.api)).kinds == (("purple", "heart"),)
 
 
 def test_the_demo_draws_what_it_says(run):
     done = run("there_and_back")
     with Image.open(done.pictures[0]) as picture:
-        assert shapes.judge(picture, prompt_text(done.api))
+        assert judge(picture, prompt_text(done.api))
 
 
 def test_only_the_loader_of_the_native_workflow_is_ours():

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from janusflow_core.checkpoint import describe_files, save_folder
 from janusflow_core.config import JanusFlowConfig
 from janusflow_core.image import ImageConfig, preprocess
+from janusflow_core.layout import describe_files, save_folder
 from janusflow_core.model import JanusFlow
 from janusflow_core.pipeline import JanusFlowPipeline
 from janusflow_core.tokenizer import JanusTokenizer, Message, ProcessorConfig
@@ -223,7 +223,8 @@ def conversation_inputs(pipe: JanusFlowPipeline, names: Sequence[str]) -> tuple[
     ids, real = pipe.tokenizer.pad_left(rows)
     images = [pixels(image) for n in names for image in CONVERSATIONS[n]["images"]]
     mask = pipe.tokenizer.image_mask(ids) & real
-    return ids, real, pipe.model.embed_conversation(ids, mask, torch.cat(images) if images else None)
+    features = pipe.model.image_features(torch.cat(images)) if images else None
+    return ids, real, pipe.model.embed_conversation(ids, mask, features)
 
 
 def trajectory(pipe: JanusFlowPipeline, name: str, **changed: Any) -> Tensor:

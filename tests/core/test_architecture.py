@@ -1,4 +1,4 @@
-"""The house: which file may import which, read from the sources."""
+"""The house: which file may import which, read from the sources, of every folder below janusflow_core."""
 
 import ast
 import subprocess
@@ -11,22 +11,24 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "janusflow_core"
-# From the top down; an import goes to a lower layer, or within its own without a cycle.
-LAYERS = [
-    ("cli",),
-    ("bulk", "demo", "doctor", "evaluation", "server", "tiny", "training"),
-    ("pipeline",),
-    ("checkpoint", "data", "lora"),
-    ("decoding", "losses", "sampling", "vae", "weights"),
-    ("model",),
-    ("llama", "uvit", "vit"),
-    ("attention", "comfyui", "config", "image", "png", "shapes", "tokenizer"),
+# The inference library lies flat; a wing is a folder of what merely drives it. From the top down: an import goes to
+# a lower floor, or stays on its own without a cycle.
+WINGS = {"cli", "host", "train", "world"}
+FLOORS = [
+    {"cli"},
+    {"host", "world"},
+    {"bulk", "convert", "pipeline", "train"},
+    {"checkpoint", "lora"},
+    {"decoding", "layout", "sampling", "vae", "weights"},
+    {"model"},
+    {"llama", "uvit", "vit"},
+    {"attention", "config", "device", "image", "png", "tokenizer"},
 ]
-LAYER = {name: index for index, names in enumerate(LAYERS) for name in names}
-MODULES = sorted(path.stem for path in CORE.glob("*.py") if path.stem != "__init__")
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LONGEST_CHAIN, LONGEST_FILE = 6, 330
 # What ComfyUI itself installs, so that the pack brings nothing new into it.
 COMFYUI_BRINGS = {"PIL", "numpy", "pydantic", "safetensors", "tokenizers", "torch", "tqdm"}
-OPTIONAL = ["accelerate", "diffusers", "peft", "transformers", "tyro"]
+OPTIONAL = ["accelerate", "comfy_cli", "diffusers", "peft", "transformers", "tyro", "websocket"]
 COMFYUI_MODULES = {
     "comfy",
     "comfy_api",
@@ -40,69 +42,145 @@ COMFYUI_MODULES = {
 }
 
 
+def modules(root: Path) -> dict[str, Path]:
+    """Dotted name below `root` -> file, of every source there; a folder's name is that of its __init__.py."""
+    found = {path.relative_to(root).with_suffix(""): path for path in sorted(root.rglob("*.py"))}
+    return {".".join(name.parent.parts if name.name == "__init__" else name.parts): found[name] for name in found}
+
+
 @cache
-def imports(path: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """Modules of its own package and top-level names of others that a file imports anywhere, for types too."""
-    own, others = set(), set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def imports(root: Path, module: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Modules below `root` and top-level names of others that a module imports anywhere, for types too."""
+    files, own, others = modules(root), set(), set()
+    folder = files[module].relative_to(root).parent.parts
+    for node in ast.walk(ast.parse(files[module].read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1 or path.parent != CORE, f"{path.name} imports from outside its package"
-            own |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+            depth = len(folder) - node.level + 1
+            assert depth >= 0 or root != CORE, f"{module} imports from outside its package"
+            if depth >= 0:
+                base = ".".join((*folder[:depth], *((node.module or "").split(".") if node.module else ())))
+                names = {".".join(filter(None, (base, alias.name))) for alias in node.names}
+                own |= {name if name in files else base for name in names}
         elif isinstance(node, ast.ImportFrom):
             others.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Import):
             others |= {alias.name.split(".")[0] for alias in node.names}
-    return frozenset(own - {"__version__"}), frozenset(others - set(sys.stdlib_module_names))
+    return frozenset(own - {module}), frozenset(others - set(sys.stdlib_module_names))
 
 
-def of(module: str) -> tuple[frozenset[str], frozenset[str]]:
-    return imports(CORE / f"{module}.py")
+MODULES = {name: path for name, path in modules(CORE).items() if not name.endswith("__main__")}
+INFERENCE = [module for module in MODULES if module.split(".")[0] not in WINGS]
 
 
-def test_every_module_has_a_layer():
-    assert set(MODULES) <= LAYER.keys()
+def own(module: str) -> frozenset[str]:
+    # The package itself is its version and a name that is looked up late: everybody may know it.
+    return imports(CORE, module)[0] - {""}
 
 
-@pytest.mark.parametrize("module", MODULES)
+def foreign(module: str) -> frozenset[str]:
+    return imports(CORE, module)[1]
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def rooms_known_to(wing: str) -> set[str]:
+    return {room(name) for module in MODULES if room(module) == wing for name in own(module)} - {wing}
+
+
+def test_every_module_has_a_floor():
+    assert {room(module) for module in MODULES if module} <= FLOOR.keys()
+    assert {path.name for path in CORE.iterdir() if path.is_dir() and [*path.glob("*.py")]} <= WINGS
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module])
 def test_imports_point_down(module: str):
-    upward = {name for name in of(module)[0] if LAYER[name] < LAYER[module]}
+    upward = {name for name in own(module) if FLOOR[room(name)] < FLOOR[room(module)]}
     assert not upward, f"{module} imports {upward} from above"
 
 
 def test_imports_have_no_cycle():
-    assert set(TopologicalSorter({module: of(module)[0] for module in MODULES}).static_order()) >= set(MODULES)
+    assert set(TopologicalSorter({module: own(module) for module in MODULES}).static_order()) >= set(MODULES)
+
+
+def test_no_chain_of_imports_is_long():
+    @cache
+    def chain(module: str) -> list[str]:
+        return [module, *max((chain(name) for name in own(module)), key=len, default=[])]
+
+    longest = max((chain(module) for module in MODULES), key=len)
+    assert len(longest) - 1 <= LONGEST_CHAIN, " -> ".join(longest)
+
+
+def test_no_file_is_long():
+    lines = {module: len(path.read_text("utf-8").splitlines()) for module, path in MODULES.items()}
+    lines |= {name: len(path.read_text("utf-8").splitlines()) for name, path in modules(ROOT / "nodes").items()}
+    assert {name: count for name, count in lines.items() if count > LONGEST_FILE} == {}
+
+
+def test_inference_knows_no_wing():
+    for module in INFERENCE:
+        assert not {room(name) for name in own(module)} & WINGS, module
+
+
+def test_wings_keep_to_themselves():
+    assert not rooms_known_to("train") & {"world", "host", "cli"}
+    assert not rooms_known_to("host") & {"world", "train", "cli"}
+    assert not rooms_known_to("world") & {"host", "cli"}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_core_knows_no_comfyui_and_itself_by_relative_imports_only(module: str):
-    assert not of(module)[1] & (COMFYUI_MODULES | {"janusflow_core"})
+    assert not foreign(module) & (COMFYUI_MODULES | {"janusflow_core"})
 
 
-@pytest.mark.parametrize("module", ["sampling", "losses", "comfyui"])
+@pytest.mark.parametrize("module", ["attention", "sampling", "train.losses", "host.find"])
 def test_pure_modules_import_nothing_of_ours(module: str):
-    assert not of(module)[0]
+    assert not own(module)
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if LAYER.get(m, 0) >= LAYER["pipeline"]])
+@pytest.mark.parametrize("module", INFERENCE)
 def test_inference_needs_nothing_that_comfyui_lacks(module: str):
-    optional = {"comfyui": {"comfy_cli"}, "lora": {"peft"}, "vae": {"diffusers"}}
-    assert of(module)[1] <= COMFYUI_BRINGS | optional.get(module, set())
+    optional = {"lora": {"peft"}, "vae": {"diffusers"}}
+    assert foreign(module) <= COMFYUI_BRINGS | optional.get(module, set())
 
 
 @pytest.mark.parametrize("library", OPTIONAL)
 def test_an_optional_library_is_imported_by_two_files_at_most(library: str):
-    users = {module for module in MODULES if library in of(module)[1]}
-    assert len(users) <= 2, users
+    users = {module for module in MODULES if library in foreign(module)}
+    assert len(users) <= 2 or library == "tyro", users
     if library == "transformers":
         assert not users
     if library == "diffusers":
-        assert users <= {"vae", "tiny"}
+        assert users <= {"vae", "world.codec"}
+    if library == "tyro":  # the commands say with it how their fields are read
+        assert {room(user) for user in users} <= {"cli"}
+
+
+def test_the_host_knows_node_ids_in_one_place():
+    known = [
+        (module, text.value)
+        for module in MODULES
+        if room(module) == "host"
+        for text in ast.walk(ast.parse(MODULES[module].read_text("utf-8")))
+        if isinstance(text, ast.Constant) and isinstance(text.value, str) and text.value.startswith("JanusFlow")
+        if text.value.isidentifier()
+    ]
+    assert known and len({module for module, _ in known}) == 1 and len(set(known)) == len(known), known
 
 
 def test_nodes_reach_comfyui_through_compat_alone():
-    for path in (ROOT / "nodes").glob("*.py"):
-        if path.stem != "compat":
-            assert not imports(path)[1] & COMFYUI_MODULES, path.name
+    nodes = ROOT / "nodes"
+    users = {module for module in modules(nodes) if imports(nodes, module)[1] & COMFYUI_MODULES}
+    assert users == {"native.compat"}
+
+
+def test_a_node_knows_no_other_node():
+    nodes = ROOT / "nodes"
+    for module in modules(nodes):
+        known = {name.split(".")[0] for name in imports(nodes, module)[0]} - {""}
+        assert known <= {"native"} or not module, f"{module} imports {known}"
 
 
 def test_importing_the_pipeline_loads_no_optional_library():

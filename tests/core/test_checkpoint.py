@@ -27,15 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from janusflow_core.checkpoint import (
-    JSON_KEYS,
-    Checkpoint,
-    convert,
-    is_finite,
-    load_model,
-    open_checkpoint,
-    save_folder,
-)
+from janusflow_core.checkpoint import JSON_KEYS, Checkpoint, is_finite, load_model, open_checkpoint
+from janusflow_core.convert import convert
+from janusflow_core.layout import save_folder
 from janusflow_core.pipeline import JanusFlowPipeline
 from janusflow_core.weights import json_tensor, write_tensors
 

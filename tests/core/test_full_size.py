@@ -10,9 +10,9 @@ import pytest
 import torch
 from golden import GOLDEN, micro_dict, pool_weights, read_json
 
-from janusflow_core.checkpoint import describe_files, save_folder
 from janusflow_core.config import JanusFlowConfig
 from janusflow_core.image import ImageConfig
+from janusflow_core.layout import describe_files, save_folder
 from janusflow_core.model import JanusFlow
 from janusflow_core.tokenizer import JanusTokenizer, ProcessorConfig
 

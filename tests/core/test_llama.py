@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from janusflow_core.attention import KVCache, left_padded_mask, prefix_mask, rotary, rotate
 from janusflow_core.config import LanguageConfig
-from janusflow_core.llama import LanguageModel
+from janusflow_core.llama import LanguageModel, hidden_after
 
 SHAPES = {
     "multi-head": {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -138,3 +138,15 @@ def test_rotary_angles_keep_float32_under_bfloat16_weights():
     angle = (700 * 10000.0 ** (-index / 12)).repeat(2)
     torch.testing.assert_close(seen[0][0, 0, 0].double(), angle.cos(), rtol=0, atol=1e-4)
     torch.testing.assert_close(seen[1][0, 0, 0].double(), angle.sin(), rtol=0, atol=1e-4)
+
+
+def test_hidden_after_a_layer_is_what_a_shorter_model_computes():
+    model, x = both("grouped")[0].model, both("grouped")[0].model.embed_tokens(ids(2, 7))
+    positions, mask = torch.arange(7)[None], prefix_mask([7], 7, 7, 0, torch.device("cpu"))
+    for layer in range(1, len(model.layers) + 1):
+        with hidden_after(model, layer) as hidden:
+            model(x, positions, mask)
+        shorter = deepcopy(model)
+        shorter.layers, shorter.norm = shorter.layers[:layer], torch.nn.Identity()
+        torch.testing.assert_close(hidden, [shorter(x, positions, mask)], rtol=0, atol=0)
+    assert not any(part._forward_hooks for part in model.layers)

@@ -129,11 +129,15 @@ def test_pictures_fill_rows_in_reading_order():
     rows = [pipe.tokenizer.understanding_ids([Message("User", text)], text.count(tag)) for text in texts]
     ids, real = pipe.tokenizer.pad_left(rows)
     mask = pipe.tokenizer.image_mask(ids) & real
-    found = pipe.model.embed_conversation(ids, mask, torch.cat((one, two)))
+
+    def embedded(picture):
+        return pipe.model.embed_features(pipe.model.image_features(picture))[0]
+
+    found = pipe.model.embed_conversation(ids, mask, pipe.model.image_features(torch.cat((one, two))))
     block = 1 + pipe.tokenizer.processor.num_image_tokens
     filled = found[0][mask[0]]
-    torch.testing.assert_close(filled[:block], pipe.model.embed_image(one)[0])
-    torch.testing.assert_close(filled[block:], pipe.model.embed_image(two)[0])
+    torch.testing.assert_close(filled[:block], embedded(one))
+    torch.testing.assert_close(filled[block:], embedded(two))
     torch.testing.assert_close(found[~mask], pipe.model.encode_prompt(ids)[~mask])
 
 
@@ -181,7 +185,7 @@ def test_wide_understanding_equals_golden():
     ids = torch.tensor([tokenizer.understanding_ids(turns, 1)])
     assert torch.equal(ids, golden["und.input_ids"])
     continued = torch.cat((ids, golden["und.greedy_ids"][:, :-1]), dim=1)
-    embeddings = model.embed_conversation(continued, tokenizer.image_mask(continued), pixels(case["image"]))
+    embeddings = model.embed_conversation(continued, tokenizer.image_mask(continued), features)
     length = continued.shape[1]
     mask = prefix_mask([length], length, length, 0, continued.device)
     hidden = model.language_model.model(embeddings, torch.arange(length)[None], mask)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from janusflow_core.sampling import SOLVERS, Inpaint, draw_noise, guide, integrate, interpolate, time_grid
+from janusflow_core.sampling import SOLVERS, Inpaint, draw_noise, guide, integrate, interpolate, logit_normal, time_grid
 
 NOISE, DATA = recipe("noise", (2, 4, 6, 4), 0), recipe("data", (2, 4, 6, 4), 0)
 steps_ = st.integers(1, 60)
@@ -207,3 +207,24 @@ def test_the_kept_region_is_on_its_own_path_at_every_step():
     integrate(lambda z, t: seen.append((z, t)) or z, NOISE, time_grid(4), inpaint=Inpaint(DATA, mask, NOISE))
     for z, t in seen:
         torch.testing.assert_close(z, interpolate(DATA, NOISE, t))
+
+
+# --- the path that training follows -----------------------------------------------------------------------------
+
+
+def test_times_are_logit_normal():
+    times = logit_normal(20000, torch.Generator().manual_seed(0))
+    assert 0 < times.min() and times.max() < 1
+    logits = times.logit()
+    assert logits.mean().abs() < 0.02 and logits.std() == pytest.approx(1, abs=0.02)
+    assert torch.equal(times[:5], logit_normal(20000, torch.Generator().manual_seed(0))[:5])
+
+
+def test_each_row_is_on_the_path_at_its_own_time():
+    times = torch.tensor([0.0, 0.25, 1.0])
+    x, noise = (recipe(name, (3, 4, 2, 2), 0) for name in ("x", "noise"))
+    found = interpolate(x, noise, times)
+    for row, t in enumerate(times.tolist()):
+        torch.testing.assert_close(found[row], interpolate(x[row], noise[row], t))
+    torch.testing.assert_close(found[0], noise[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[2], x[2], rtol=0, atol=0)

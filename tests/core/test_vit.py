@@ -89,7 +89,7 @@ def test_select_layer_drops_blocks_but_not_the_final_norm():
 
 def test_aligned_features_follow_the_learnt_begin_vector():
     model = pipeline().model
-    found = model.embed_image(pixels("wide"))
+    found = model.embed_features(model.image_features(pixels("wide")))
     assert found.shape == (1, 577, 96)
     assert_close(found[0, 1:], tensors("vision_features")["wide.aligned"], MODULE)
     torch.testing.assert_close(found[0, 0], model.beg_of_und_embed[0])

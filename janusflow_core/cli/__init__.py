@@ -1,0 +1,61 @@
+"""The command line: `janusflow --help` lists the commands, each of which is one class in a file of its own.
+
+torch and everything that imports it are loaded by the command that needs them, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__
+from .options import one_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; what the user can mend ends in one line on stderr and status 2."""
+    try:
+        return parse(argv).run()
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, ImportError, OSError) as error:
+        print(f"janusflow: {one_line(str(error))}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str] | None) -> Any:
+    """The command that the arguments ask for; help and misspelt arguments leave the program."""
+    try:
+        import tyro
+    except ImportError as error:
+        raise ImportError('the command line needs tyro: pip install "janusflow[cli]"') from error
+    config = (tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    return tyro.extras.subcommand_cli_from_dict(
+        commands(),
+        prog="janusflow",
+        args=argv,
+        config=config,
+        description=f"JanusFlow {__version__}: one small model that draws pictures and reads them.",
+    )
+
+
+def commands() -> dict[str, type]:
+    """Name -> class of every command; their files need tyro."""
+    from .convert import Convert
+    from .demo import Demo
+    from .describe import Describe
+    from .doctor import Doctor
+    from .evaluate import Evaluate
+    from .generate import Generate
+    from .train import Train
+
+    return {
+        "generate": Generate,
+        "describe": Describe,
+        "convert": Convert,
+        "doctor": Doctor,
+        "demo": Demo,
+        "evaluate": Evaluate,
+        "train": Train,
+    }

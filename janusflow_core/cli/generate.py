@@ -1,0 +1,109 @@
+"""janusflow generate: prompts to pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from .. import __version__
+from .options import LoadOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(LoadOptions):
+    """Draw pictures of prompts; prints the path of each PNG, which remembers how it was made."""
+
+    prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT...", help_behavior_hint="(required)")]
+    """What to draw; several prompts are drawn together."""
+    negative_prompt: str | None = None
+    """What to stay away from."""
+    out: Path = Path(".")
+    """Folder for the pictures, janusflow_<seed>_<number>.png; nothing in it is overwritten."""
+    num_images: int = 1
+    """Pictures of each prompt."""
+    width: int | None = None
+    """In pixels, a multiple of 16; the size the model was trained at by default."""
+    height: int | None = None
+    """In pixels, a multiple of 16; the size the model was trained at by default."""
+    steps: int = 30
+    """Steps from noise to picture."""
+    guidance: float = 2.0
+    """How much the prompt outweighs the negative prompt; 1 switches guidance off."""
+    solver: Literal["euler", "heun"] = "euler"
+    """heun takes twice the time of euler and needs fewer steps."""
+    seed: int = 0
+    """The k-th picture is the same as the only picture of seed + k."""
+    init_image: Path | None = None
+    """Start from this picture instead of from noise alone."""
+    strength: float = 1.0
+    """How far --init-image is dissolved, above 0 and up to 1."""
+    mask: Path | None = None
+    """White where --init-image is painted anew, black where it stays."""
+    vae: Path | None = None
+    """An SDXL VAE, a .safetensors file or a diffusers folder, where the model brings none."""
+
+    def run(self) -> int:
+        """Draw and save; the status is 0."""
+        if not self.prompt:
+            raise ValueError('got no prompt, expected one or more: janusflow generate "a red circle"')
+        if self.strength != 1.0 and self.init_image is None:
+            raise ValueError("got --strength without --init-image, which it dissolves: name that picture too")
+        self.out.mkdir(parents=True, exist_ok=True)
+        from ..png import save_new
+
+        for row, picture in enumerate(self._draw()):
+            print(save_new(self.out, f"janusflow_{self.seed}", picture, self._origin(row)), flush=True)
+        return 0
+
+    def _draw(self) -> list[Image.Image]:
+        from tqdm import tqdm
+
+        from ..image import open_image
+        from ..pipeline import JanusFlowPipeline
+
+        start, mask = (path and open_image(path) for path in (self.init_image, self.mask))
+        pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **self.place())
+
+        def advance(*_: object) -> None:
+            bar.update()
+
+        with tqdm(total=self.steps, unit="step", leave=False, disable=None) as bar:
+            return pipe.generate(
+                self.prompt,
+                negative_prompt=self.negative_prompt,
+                width=self.width,
+                height=self.height,
+                num_images=self.num_images,
+                steps=self.steps,
+                guidance=self.guidance,
+                solver=self.solver,
+                seed=self.seed,
+                init_image=start,
+                strength=self.strength,
+                mask=mask,
+                on_step=advance,
+            )
+
+    def _origin(self, row: int) -> dict[str, str]:
+        """How picture `row` was made, by itself; paths are cut to names, because pictures get shared."""
+        values = {
+            "prompt": self.prompt[row // self.num_images],
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed + row,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "solver": self.solver,
+            "model": Path(self.model).name,
+            "version": f"janusflow {__version__}",
+        }
+        if self.init_image is not None:
+            values |= {"init_image": self.init_image.name, "strength": self.strength}
+        if self.mask is not None:
+            values["mask"] = self.mask.name
+        return {name: str(value) for name, value in values.items() if value is not None}

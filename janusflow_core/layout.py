@@ -1,0 +1,88 @@
+"""How a JanusFlow lies on disk, and how it is written, whole or not at all.
+
+(a) The official folder: config.json, model.safetensors or shards, tokenizer.json, processor and preprocessor JSON;
+    a VAE in diffusers' layout may lie in `vae/`.
+(b) One .safetensors file: the weights, `config` and the other JSON in its metadata, the tokenizer as a uint8 tensor,
+    the VAE below `vae.`. Files that ComfyUI saved keep the JSON among the tensors, because it writes its own metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .config import JanusFlowConfig
+from .image import ImageConfig
+from .tokenizer import JanusTokenizer
+from .weights import json_tensor, write_tensors
+
+TOKENIZER_KEY = "tokenizer_json"
+VAE_PREFIX = "vae."
+VAE_FOLDER, VAE_FILE = "vae", "diffusion_pytorch_model.safetensors"
+JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "vae_config")
+
+
+def describe_files(config: JanusFlowConfig, tokenizer: JanusTokenizer, image: ImageConfig) -> dict[str, dict[str, Any]]:
+    """The JSON parts of a checkpoint, by the names that both layouts use."""
+    return {
+        "config": config.to_dict(),
+        "processor_config": tokenizer.processor.to_json_dict(),
+        "preprocessor_config": image.to_json_dict(),
+        "special_tokens_map": dict(tokenizer.special),
+    }
+
+
+def save_single(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    tokenizer_json: str,
+    vae_config: Mapping[str, Any] | None = None,
+    vae: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write one file that holds all of a JanusFlow; `parts` as `describe_files` gives them."""
+    tensors = {**weights, TOKENIZER_KEY: json_tensor(tokenizer_json)}
+    tensors |= {VAE_PREFIX + key: value for key, value in (vae or {}).items()}
+    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in parts.items()}
+    if vae_config is not None:
+        metadata["vae_config"] = json.dumps(dict(vae_config))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, tensors, metadata)
+
+
+def save_folder(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    tokenizer_json: str,
+    vae_config: Mapping[str, Any] | None = None,
+    vae: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a folder in the official layout, whole or not at all; raises FileExistsError rather than overwrite."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another name or move it away.")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, values in parts.items():
+            _write_json(partial / f"{name}.json", values)
+        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        write_tensors(partial / "model.safetensors", weights)
+        if vae is not None:
+            (partial / VAE_FOLDER).mkdir()
+            _write_json(partial / VAE_FOLDER / "config.json", vae_config or {})
+            write_tensors(partial / VAE_FOLDER / VAE_FILE, vae)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

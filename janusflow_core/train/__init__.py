@@ -1,0 +1,1 @@
+"""Training: objectives, the terms of a step, the optimizer. Knows no world and no command line."""

@@ -1,0 +1,70 @@
+"""Conversations as tensors: several questions about one picture in one row, hidden from one another.
+
+B batch, T tokens. The questions share the picture's common beginning (segment 0); each with its answer is a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tokenizer import JanusTokenizer
+from .losses import IGNORE
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Ids of a picture's common beginning, and of each question with its answer; other labels are IGNORE."""
+
+    start: list[int]
+    segments: list[list[int]]
+    labels: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of conversations, all (B, T): ids, labels, positions, segment numbers, places of picture embeddings."""
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    segments: Tensor
+    image_mask: Tensor
+
+
+def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) -> Conversation:
+    """Questions and answers about one picture, each question exactly as inference asks it."""
+    start, segments, labels = [], [], []
+    for question, answer in asked:
+        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+        split = ids.index(tokenizer.image_end_id) + 1
+        reply = [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
+        start = ids[:split]
+        segments.append(ids[split:] + reply)
+        # The label of a position is the token after it; the last position has none.
+        labels.append([IGNORE] * (len(ids) - split - 1) + reply + [IGNORE])
+    return Conversation(start, segments, labels)
+
+
+def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer) -> Packed:
+    """Conversations of any length as one batch, padded on the right; every segment counts on from the beginning."""
+    ids, labels, positions, segments = (_padded(columns, fill) for columns, fill in _columns(rows, tokenizer.pad_id))
+    return Packed(ids, labels, positions, segments, tokenizer.image_mask(ids))
+
+
+def _columns(rows: Sequence[Conversation], pad_id: int) -> list[tuple[list[list[int]], int]]:
+    """Ids, labels, positions and segment numbers of each row, with what pads them."""
+    lengths = [[len(row.start), *map(len, row.segments)] for row in rows]
+    ids = [[*row.start, *(token for segment in row.segments for token in segment)] for row in rows]
+    labels = [[IGNORE] * len(row.start) + [label for part in row.labels for label in part] for row in rows]
+    positions = [[*range(start), *(start + at for length in rest for at in range(length))] for start, *rest in lengths]
+    segments = [[number for number, length in enumerate(row) for _ in range(length)] for row in lengths]
+    return [(ids, pad_id), (labels, IGNORE), (positions, 0), (segments, 0)]
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

@@ -1,0 +1,41 @@
+"""The paper's three objectives, per sample and per term; the caller weights, reduces and logs.
+
+B batch, T tokens, V vocabulary, N picture tokens, D features. Pure functions that know no model.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least float32: half precision would lose the differences that a loss is made of."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def autoregressive_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy (B,) of the response tokens (paper, eq. 6).
+
+    `logits` (B, T, V) at a position predict `labels` (B, T) at the same position; IGNORE marks what is no response.
+    A sample without response tokens costs 0.
+    """
+    loss = F.cross_entropy(_precise(logits).transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")  # (B, T)
+    count = (labels != IGNORE).sum(dim=1).clamp(min=1)
+    return loss.sum(dim=1) / count
+
+
+def flow_loss(velocity: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+    """Mean squared error (B,) of a velocity against x - z0, all (B, C, h, w) (paper, eq. 7)."""
+    return (_precise(velocity) - (_precise(x) - _precise(noise))).square().mean(dim=(1, 2, 3))
+
+
+def repa_loss(projected: Tensor, target: Tensor) -> Tensor:
+    """Minus the mean cosine (B,) between projected hidden states and encoder features (B, N, D) (paper, eq. 8).
+
+    The target gets no gradient.
+    """
+    return -F.cosine_similarity(_precise(projected), _precise(target.detach()), dim=-1).mean(dim=1)

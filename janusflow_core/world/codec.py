@@ -1,0 +1,80 @@
+"""The first stage of the embedded model: its VAE, trained on crops, scaled so that SDXL's factor is right."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..train.optimizer import Optimizer
+from .library import SEEDS, draw_scenes, pictures
+from .scenes import FRAME
+
+log = logging.getLogger(__name__)
+
+SCALING_FACTOR = 0.13025  # as SDXL's VAE, so that latents are interchangeable
+# 32 groups because ComfyUI's own autoencoder has that number built in.
+VAE = {
+    "block_out_channels": (64, 64, 64, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "sample_size": FRAME,
+    "scaling_factor": SCALING_FACTOR,
+}
+
+
+def crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """One random square of `size` pixels from each picture: (N, 3, size, size)."""
+    corners = torch.randint(0, pixels.shape[-1] - size + 1, (len(pixels), 2), generator=generator).tolist()
+    return torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(pixels, corners, strict=True)])
+
+
+def autoencoder(folder: Path | None = None) -> Any:
+    """The embedded model's VAE, new or as trained in `folder`."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return AutoencoderKL(**VAE) if folder is None else AutoencoderKL.from_pretrained(folder)
+
+
+def train_vae(out: Path, samples: int, batch: int = 8, kl_weight: float = 2e-4) -> None:
+    """Train the KL autoencoder on 40-pixel crops, then scale its latents to deviation 1 / 0.13025."""
+    torch.manual_seed(0)
+    vae, steps = autoencoder(), samples // batch
+    # Posteriors start narrow: at the usual deviation of 1 the noise drowns the untrained means for thousands of steps.
+    nn.init.constant_(vae.quant_conv.bias[VAE["latent_channels"] :], -6.0)
+    outer = ("encoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
+    optimizer = Optimizer(vae.named_parameters(), lambda name: not name.startswith(outer), steps)
+    generator, started = torch.Generator().manual_seed(0), time.monotonic()
+    for step in range(steps):
+        x = crops(pictures(draw_scenes(SEEDS["vae"] + step, batch)), 40, generator)
+        posterior = vae.encode(x).latent_dist
+        error = F.l1_loss(vae.decode(posterior.sample()).sample, x)
+        (error + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()).backward()
+        optimizer.step(step)
+        if step % 50 == 0 or step == steps - 1:
+            log.info("vae step %d/%d  l1 %.4f  %.0f s", step, steps, error.item(), time.monotonic() - started)
+    normalise_latents(vae, pictures(draw_scenes(SEEDS["library"], 64)))
+    vae.save_pretrained(out)
+
+
+@torch.no_grad()
+def normalise_latents(vae: Any, x: Tensor) -> None:
+    """Fold an affine map into the two 1x1 convolutions: latents of pictures `x` get mean 0, deviation 1 / 0.13025."""
+    latents = vae.encode(x).latent_dist.mean
+    mean = latents.mean(dim=(0, 2, 3))
+    scale = 1 / (SCALING_FACTOR * latents.std(dim=(0, 2, 3)))
+    channels = len(mean)
+    vae.quant_conv.weight[:channels] *= scale[:, None, None, None]
+    vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) * scale
+    vae.quant_conv.bias[channels:] += 2 * scale.log()
+    weight = vae.post_quant_conv.weight  # (4, 4, 1, 1)
+    vae.post_quant_conv.bias += (weight * mean[None, :, None, None]).sum(dim=(1, 2, 3))
+    weight /= scale[None, :, None, None]

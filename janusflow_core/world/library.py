@@ -1,0 +1,98 @@
+"""Pictures of the world as tensors to train on: drawn by seed, encoded once, asked about in batches."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..attention import eager
+from ..tokenizer import JanusTokenizer
+from ..train.data import Packed, conversation, pack
+from ..weights import write_tensors
+from . import talk
+from .scenes import Scene, render
+
+log = logging.getLogger(__name__)
+
+SEEDS = {"vae": 0, "vision": 10**6, "library": 2 * 10**6}  # stages must not see one another's scenes
+
+
+def pictures(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures (N, 3, 96, 96) in [-1, 1] of some scenes."""
+    pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def draw_scenes(seed: int, count: int) -> list[Scene]:
+    """`count` scenes of the training world: a pure function of `seed`."""
+    rng = random.Random(seed)
+    return [talk.sample_training_example(rng)[2] for _ in range(count)]
+
+
+@dataclass
+class Library:
+    """Pictures of the training world, encoded once: model-scale latents (N, 4, 12, 12) and features (N, 36, 160)."""
+
+    latents: Tensor
+    features: Tensor
+    scenes: list[Scene]
+    prompts: list[str]
+
+    @classmethod
+    def build(cls, cache: Path, vae: Any, encoder: nn.Module, count: int, batch: int = 32) -> Library:
+        """Draw `count` scenes and encode them, or read the encodings of an earlier run from the file `cache`."""
+        rng = random.Random(SEEDS["library"])
+        examples = [talk.sample_training_example(rng) for _ in range(count)]
+        if not cache.exists():
+            write_tensors(cache, encode_scenes([scene for _, _, scene in examples], vae, encoder, batch))
+        stored = load_file(cache)
+        return cls(stored["latents"], stored["features"], [e[2] for e in examples], [e[0] for e in examples])
+
+
+@torch.no_grad()
+def encode_scenes(scenes: Sequence[Scene], vae: Any, encoder: nn.Module, batch: int) -> dict[str, Tensor]:
+    """Model-scale latents and understanding features of rendered scenes, in float16."""
+    latents, features = [], []
+    for first in range(0, len(scenes), batch):
+        x = pictures(scenes[first : first + batch])
+        latents.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half())
+        features.append(encoder(x, eager).half())
+        if first % (20 * batch) == 0:
+            log.info("library %d/%d", first, len(scenes))
+    return {"latents": torch.cat(latents), "features": torch.cat(features)}
+
+
+def prompt_for(library: Library, index: int, rng: random.Random) -> str:
+    """The prompt that a scene was drawn for, or its caption after one of the usual openings."""
+    if rng.random() < 0.5:
+        return library.prompts[index]
+    return rng.choice(talk.PREFIXES) + talk.caption(library.scenes[index])
+
+
+def prompts_to_draw(
+    library: Library, indices: Sequence[int], tokenizer: JanusTokenizer, rng: random.Random
+) -> tuple[list[list[int]], list[int]]:
+    """Ids of the prompts of some scenes, every tenth dropped to BOS as inference drops it, and their whole lengths."""
+    ids = [tokenizer.generation_ids(prompt_for(library, i, rng)) for i in indices]
+    kept = [row if rng.random() >= 0.1 else row[:1] for row in ids]
+    return kept, [len(row) for row in ids]
+
+
+def questions_to_answer(
+    library: Library, indices: Sequence[int], tokenizer: JanusTokenizer, rng: random.Random, most: int = 4
+) -> Packed:
+    """Up to `most` questions about each of some scenes, with their answers, one row for each scene."""
+    rows = []
+    for i in indices:
+        asked = [(question, answer) for _, question, answer in talk.questions(library.scenes[i], rng)]
+        rows.append(conversation(tokenizer, rng.sample(asked, min(most, len(asked)))))
+    return pack(rows, tokenizer)

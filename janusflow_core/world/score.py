@@ -1,0 +1,96 @@
+"""How well a checkpoint knows the embedded model's world: a GenEval of its own, and its questions, with intervals."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from . import talk
+from .judge import judge
+from .scenes import render
+
+# (prompts, seed of the first) -> pictures; it knows the model, we do not
+Draw = Callable[[Sequence[str], int], Sequence[Image.Image]]
+# (pictures, a question about each) -> answers
+Ask = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str]]
+# (done, in all); may raise to cancel
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """`right` of `total` trials, with the 95 % Wilson interval of the rate behind them."""
+
+    right: int
+    total: int
+
+    @property
+    def rate(self) -> float:
+        return self.right / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson score interval, both ends in [0, 1]."""
+        if not self.total:
+            return 0.0, 1.0
+        z, n, p = 1.959964, self.total, self.rate
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] of {self.total}"
+
+
+def score_pictures(
+    draw: Draw,
+    per_task: int = 25,
+    *,
+    seed: int = 0,
+    held_out: bool = False,
+    batch: int = 25,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Score]:
+    """Draw `per_task` prompts of each task and let the judge look: strictly what was asked, and nothing else."""
+    tasks = [task for task in talk.TASKS if not (held_out and task in ("single", "two"))]
+    asked = [(task, prompt) for task in tasks for prompt in talk.sample_prompts(task, per_task, seed, held_out)]
+    right: dict[str, int] = defaultdict(int)
+    for first in range(0, len(asked), batch):
+        rows = asked[first : first + batch]
+        pictures = draw([prompt for _, prompt in rows], seed + first)
+        for (task, prompt), picture in zip(rows, pictures, strict=True):
+            right[task] += judge(picture, prompt)
+        if on_progress is not None:
+            on_progress(min(first + batch, len(asked)), len(asked))
+    return {task: Score(right[task], per_task) for task in tasks}
+
+
+def score_answers(
+    ask: Ask, scenes: int = 60, *, seed: int = 0, batch: int = 32, on_progress: OnProgress | None = None
+) -> dict[str, Score]:
+    """Ask everything that can be asked of fresh renders; an answer counts when it is exactly the expected one."""
+    rng = random.Random(seed + 10**9)
+    drawn = [talk.sample_training_example(rng)[2] for _ in range(scenes)]
+    asked = [(scene, *question) for scene in drawn for question in talk.questions(scene, rng)]
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for first in range(0, len(asked), batch):
+        rows = asked[first : first + batch]
+        pictures = [Image.fromarray(render(scene)) for scene, *_ in rows]
+        answers = ask(pictures, [question for _, _, question, _ in rows])
+        for (_, kind, _, expected), answer in zip(rows, answers, strict=True):
+            counts[kind][0] += answer == expected
+            counts[kind][1] += 1
+        if on_progress is not None:
+            on_progress(min(first + batch, len(asked)), len(asked))
+    return {kind: Score(*count) for kind, count in counts.items()}
+
+
+def overall(scores: dict[str, Score]) -> float:
+    """The mean of the tasks' rates, as GenEval counts it."""
+    return sum(score.rate for score in scores.values()) / len(scores)

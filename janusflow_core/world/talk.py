@@ -1,0 +1,160 @@
+"""What is said about scenes: prompts and what they ask for, captions, questions and their answers."""
+
+import itertools
+import random
+import re
+from dataclasses import dataclass
+
+from .scenes import (
+    BACKGROUNDS,
+    COLORS,
+    RELATIONS,
+    SHAPES,
+    Kind,
+    Object,
+    Scene,
+    any_held_out,
+    is_held_out,
+    place,
+    relation,
+)
+
+TASKS = ("single", "color", "color_attribution", "two", "counting", "position")
+TASK_WEIGHTS = (8, 12, 20, 15, 20, 25)  # binding attributes and places to two things is learnt last
+PREFIXES = ("", "a photo of ", "an image of ", "a picture of ")
+NUMBERS = ("zero", "one", "two", "three", "four")
+PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a prompt asks for: `count` objects of each kind; `relation` is the first's to the second."""
+
+    kinds: tuple[Kind, ...]
+    count: int = 1
+    relation: str | None = None
+
+    @property
+    def task(self) -> str:
+        """The request's name in TASKS."""
+        colored = any(color for color, _ in self.kinds)
+        if len(self.kinds) == 1:
+            return "counting" if self.count > 1 else "color" if colored else "single"
+        return "position" if self.relation else "color_attribution" if colored else "two"
+
+    @property
+    def text(self) -> str:
+        """The prompt, without prefix."""
+        return f" {self.relation or 'and'} ".join(_phrase(*kind, self.count) for kind in self.kinds)
+
+
+def _phrase(color: str | None, shape: str, count: int = 1) -> str:
+    noun = " ".join(word for word in (color, shape if count == 1 else PLURALS[shape]) if word)
+    return f"{NUMBERS[count] if count > 1 else 'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+_HUE = f"(?:({'|'.join(COLORS)}) )?"
+_THING = f"an? {_HUE}({'|'.join(SHAPES)})"
+_THINGS = f"({'|'.join(NUMBERS[2:])}) {_HUE}({'|'.join(PLURALS.values())})"
+_LINK = f" (and|{'|'.join(RELATIONS)}) "
+_PROMPT = re.compile(f"(?:{'|'.join(PREFIXES)})(?:{_THING}(?:{_LINK}{_THING})?|{_THINGS})")
+
+
+def parse_prompt(prompt: str) -> Request:
+    """Read a prompt, with or without prefix; raises ValueError if it is not of this world."""
+    match = _PROMPT.fullmatch(prompt)
+    if not match:
+        raise ValueError(f"got the prompt {prompt!r}, expected the form 'a red circle left of a blue square'")
+    color, shape, link, color2, shape2, number, shared_color, plural = match.groups()
+    if number:
+        return Request(((shared_color, SHAPES[[*PLURALS.values()].index(plural)]),), NUMBERS.index(number))
+    kinds = ((color, shape), (color2, shape2)) if link else ((color, shape),)
+    return Request(kinds, relation=link if link in RELATIONS else None)
+
+
+def scene_for_prompt(prompt: str, rng: random.Random) -> Scene:
+    """Draw a scene of exactly what the prompt asks for; colors it does not name may be held-out ones."""
+    request = parse_prompt(prompt)
+    # The uncolored things of a group share a color half of the time.
+    shared = rng.choice(list(COLORS)) if request.count > 1 and rng.random() < 0.5 else None
+    kinds = [(c or shared or rng.choice(list(COLORS)), shape) for c, shape in request.kinds * request.count]
+    return Scene(rng.choice(BACKGROUNDS), place(kinds, request.relation, rng))
+
+
+def sample_training_example(rng: random.Random) -> tuple[str, str, Scene]:
+    """Draw a prompt, its task and a scene of exactly what it asks for; never anything held out."""
+    (task,) = rng.choices(TASKS, TASK_WEIGHTS)
+    while True:
+        prompt = rng.choice(PREFIXES) + _draw_request(task, rng).text
+        scene = scene_for_prompt(prompt, rng)
+        if not is_held_out(scene):
+            return prompt, task, scene
+
+
+def sample_prompts(task: str, n: int, seed: int, held_out: bool = False) -> list[str]:
+    """Draw n prompts, all of held-out things or none; raises ValueError if the task has no such prompts."""
+    known = [name for name in TASKS if not (held_out and name in ("single", "two"))]  # these name no colors
+    if task not in known:
+        raise ValueError(f"got {task!r} with held_out={held_out}, expected one of {', '.join(known)}")
+    rng = random.Random(seed)
+    requests = (_draw_request(task, rng) for _ in itertools.count())
+    wanted = (request.text for request in requests if any_held_out(request.kinds) == held_out)
+    return list(itertools.islice(wanted, n))
+
+
+def _draw_request(task: str, rng: random.Random) -> Request:
+    width = 1 if task in ("single", "color", "counting") else 2
+    colored = task.startswith("color") or (task in ("counting", "position") and rng.random() < 0.5)
+    colors = rng.sample(list(COLORS), width) if colored else [None] * width
+    kinds = tuple(zip(colors, rng.sample(SHAPES, width), strict=True))
+    link = rng.choice(RELATIONS) if task == "position" else None
+    return Request(kinds, rng.randint(2, 4) if task == "counting" else 1, link)
+
+
+def caption(scene: Scene) -> str:
+    """Describe a scene as a prompt, from the top left corner on; raises ValueError if no prompt can."""
+    things = sorted(scene.objects, key=lambda item: item.x + item.y)
+    colors, shapes = {item.color for item in things}, {item.shape for item in things}
+    if len(shapes) == 1 and len(things) <= 4:
+        return Request(((colors.pop() if len(colors) == 1 else None, shapes.pop()),), len(things)).text
+    if len(things) != 2:
+        raise ValueError(f"got {len(things)} objects, expected 1 to 4 of one shape or 2 of different shapes")
+    return Request(tuple((item.color, item.shape) for item in things), relation=relation(*things)).text
+
+
+def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
+    """Ask one (kind, question, answer) of each kind the scene decides; raises like `caption`."""
+    asked = [("caption", "Describe the image.", caption(scene))]
+    colors, shapes = [item.color for item in scene.objects], [item.shape for item in scene.objects]
+    if alone := [item for item in scene.objects if shapes.count(item.shape) == 1]:
+        item = rng.choice(alone)
+        asked.append(("color", f"What color is the {item.shape}?", item.color))
+    if alone := [item for item in scene.objects if colors.count(item.color) == 1]:
+        item = rng.choice(alone)
+        asked.append(("shape", f"What shape is the {item.color} object?", item.shape))
+    counted = rng.choice([None, rng.choice(shapes), rng.choice(SHAPES)])
+    total, noun = (shapes.count(counted), PLURALS[counted]) if counted else (len(shapes), "objects")
+    asked += [("count", f"How many {noun} are there?", NUMBERS[total]), _ask_exists(scene, rng)]
+    if len(scene.objects) == len(set(shapes)) == 2 and relation(*scene.objects):
+        asked += _ask_places(rng, *rng.sample(scene.objects, 2))
+    return asked
+
+
+def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
+    present = [(item.color, item.shape) for item in scene.objects]
+    if rng.random() < 0.5:
+        return "exists", f"Is there {_phrase(*rng.choice(present))}?", "yes"
+    # Held-out kinds are never asked for in vain: training would teach that they do not exist.
+    absent = [k for k in itertools.product(COLORS, SHAPES) if k not in present and not any_held_out((k,))]
+    near = [k for k in absent if any(k[0] == color or k[1] == shape for color, shape in present)]
+    return "exists", f"Is there {_phrase(*rng.choice(near if rng.random() < 0.5 else absent))}?", "no"
+
+
+def _ask_places(rng: random.Random, one: Object, other: Object) -> list[tuple[str, str, str]]:
+    true = relation(one, other)
+    said = true if rng.random() < 0.5 else rng.choice([name for name in RELATIONS if name != true])
+    return [
+        ("relation", f"Is the {one.shape} {said} the {other.shape}?", "yes" if said == true else "no"),
+        ("where", f"Where is the {one.shape}?", f"{true} the {other.shape}"),
+        ("what", f"What is {true} the {other.shape}?", _phrase(one.color, one.shape)),
+    ]

@@ -1,0 +1,287 @@
+"""JanusFlow as a native CLIP: prompts for the flow, and answers about pictures.
+
+The CLIP owns token embeddings, output head and understanding encoder; the transformer layers belong to the MODEL. To
+write text both are loaded, through a clone of the MODEL's patcher, so that every weight has one owner and a LoRA's
+strength on one side never leaks into the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...janusflow_core import decoding
+from ...janusflow_core.checkpoint import (
+    Checkpoint,
+    check_shapes,
+    expected_shapes,
+    open_checkpoint,
+    read_weights,
+)
+from ...janusflow_core.decoding import SamplingOptions
+from ...janusflow_core.image import from_tensor, preprocess
+from ...janusflow_core.layout import TOKENIZER_KEY
+from ...janusflow_core.model import JanusFlow
+from ...janusflow_core.tokenizer import JanusTokenizer
+from ...janusflow_core.weights import json_tensor
+from .compat import CLIP, check_cancelled, model_management, new_patcher, ops, utils
+from .model import BOS, ComfyAttention
+
+NAME = "janusflow"
+LANGUAGE_MODEL = "diffusion_model.language_model."
+Tokens = dict[str, list[list[tuple[Any, ...]]]]
+
+
+class TokenizerFacade:
+    """ComfyUI's view of the tokenizer: lists of (token id, weight), a picture as one entry of its own."""
+
+    def __init__(self, checkpoint: Checkpoint, core: JanusTokenizer) -> None:
+        self.core, self.image = core, checkpoint.image
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> Tokens:
+        """A prompt for the flow (CLIPTextEncode), or a conversation where `image` is spoken of (TextGenerate).
+
+        Prompt weights like (red:1.2) mean nothing to a language model: parentheses are read as they stand. The empty
+        prompt is BOS alone, the unconditional branch.
+        """
+        entries = self._conversation(text, **options) if "image" in options else self._prompt(text)
+        return {NAME: [[(entry, 1.0, 0) if return_word_ids else (entry, 1.0) for entry in entries]]}
+
+    def _prompt(self, text: str) -> list[int]:
+        return self.core.generation_ids(text) if text.strip() else [self.core.bos_id]
+
+    def _conversation(
+        self, text: str, image: Tensor | None = None, skip_template: bool = False, **unused: Any
+    ) -> list[Any]:
+        pictures = [] if image is None else [picture[None] for picture in image]
+        if skip_template:
+            ids = self.core.layout_ids(text, len(pictures))
+        else:
+            ids = self.core.understanding_ids(self.core.question_messages(text, len(pictures)), len(pictures))
+        mask = self.core.image_mask(torch.tensor(ids)).tolist()
+        left = iter(pictures)
+        # The start tag stands for the whole picture; its image tokens are laid out again when it is embedded.
+        return [
+            {"type": "image", "data": next(left)} if token == self.core.image_start_id else token
+            for token, of_image in zip(ids, mask, strict=True)
+            if not of_image or token == self.core.image_start_id
+        ]
+
+    def untokenize(self, pairs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, str]]:
+        return [
+            (pair, "<image>" if isinstance(pair[0], dict) else self.core.decode([pair[0]], False)) for pair in pairs
+        ]
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self.core.decode(token_ids, skip_special_tokens).strip()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What CheckpointSave must write beside the weights, so that our loader can read the file again."""
+        parts = {
+            "processor_config": self.core.processor.to_json_dict(),
+            "special_tokens_map": dict(self.core.special),
+            "preprocessor_config": self.image.to_json_dict(),
+        }
+        texts = {TOKENIZER_KEY: self.core.json, **{key: json.dumps(value) for key, value in parts.items()}}
+        return {key: json_tensor(text) for key, text in texts.items()}
+
+
+class TextModel(JanusFlow):
+    """The text half with the call signature of a ComfyUI text encoder."""
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: TokenizerFacade, dtype: torch.dtype, device: Any) -> None:
+        super().__init__(checkpoint.config, flow=False, operations=ops.manual_cast, dtype=dtype, device=device)
+        self.tokenizer = tokenizer
+        self.dtype, self.dtypes = dtype, {dtype}
+        self.execution_device: Any = None
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        self.execution_device = options.get("execution_device", self.execution_device)
+
+    def reset_clip_options(self) -> None:
+        self.execution_device = None
+
+    def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
+        """Prompt embeddings (1, L, D) and, beside them, the embedding of BOS: what an emptied prompt turns into."""
+        prompt = self.embed(tokens[NAME][0], torch.float32)
+        bos = self.embed([(self.tokenizer.core.bos_id, 1.0)], torch.float32)
+        here = model_management.intermediate_device()
+        return prompt.to(here), None, {BOS: bos.to(here)}
+
+    def embed(self, entries: Sequence[tuple[Any, ...]], dtype: torch.dtype) -> Tensor:
+        """Embeddings (1, T, D) of one row of tokens, pictures included."""
+        core = self.tokenizer.core
+        block = [core.image_start_id, *[core.image_id] * core.processor.num_image_tokens]
+        ids = [token for entry, *_ in entries for token in (block if isinstance(entry, dict) else [entry])]
+        pictures = [entry["data"] for entry, *_ in entries if isinstance(entry, dict)]
+        tokens = torch.tensor([ids], device=self.execution_device)
+        pixels = [preprocess(picture, self.tokenizer.image) for data in pictures for picture in from_tensor(data)]
+        features = None
+        if pixels:
+            features = self.image_features(torch.stack(pixels).to(self.execution_device, dtype), ComfyAttention({}))
+        return self.embed_conversation(tokens, core.image_mask(tokens), features).to(dtype)
+
+    def load_sd(self, state_dict: dict[str, Tensor]) -> Any:
+        return self.load_state_dict(state_dict, strict=False, assign=getattr(self, "can_assign_sd", False))
+
+
+class JanusFlowCLIP(CLIP):
+    """ComfyUI's CLIP over the text half, with the MODEL's language model at hand for writing."""
+
+    def __init__(self, text: TextModel, patcher: Any, flow_patcher: Any) -> None:
+        super().__init__(no_init=True)
+        self.cond_stage_model, self.tokenizer = text, text.tokenizer
+        self.patcher, self.flow_patcher = patcher, flow_patcher
+        self.patcher.is_clip = True
+        self.layer_idx, self.use_clip_schedule = None, False
+        self.tokenizer_options: dict[str, Any] = {}
+        self.apply_hooks_to_conds = None
+
+    def clone(self, disable_dynamic: bool = False) -> JanusFlowCLIP:
+        patcher = self.patcher.clone(disable_dynamic=disable_dynamic)
+        copy = JanusFlowCLIP(patcher.model, patcher, self.flow_patcher.clone(disable_dynamic=disable_dynamic))
+        copy.layer_idx, copy.use_clip_schedule = self.layer_idx, self.use_clip_schedule
+        copy.tokenizer_options = self.tokenizer_options.copy()
+        copy.apply_hooks_to_conds = self.apply_hooks_to_conds
+        return copy
+
+    def get_models(self) -> list[Any]:
+        return [self.flow_patcher]
+
+    def add_patches(
+        self, patches: dict[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0
+    ) -> list[Any]:
+        """A LoRA's strength on the CLIP side also acts on the language model, but only while it writes text."""
+        language = {key: value for key, value in patches.items() if _weight_name(key).startswith(LANGUAGE_MODEL)}
+        own = self.patcher.add_patches(patches, strength_patch, strength_model)
+        return [*own, *self.flow_patcher.add_patches(language, strength_patch, strength_model)]
+
+    def load_model(self, tokens: Any = None) -> Any:
+        # Looking up a prompt's embeddings needs one table, which ComfyUI's layers stream: nothing is loaded for it.
+        return self.patcher
+
+    def encode_from_tokens(self, tokens: Tokens, return_pooled: Any = False, return_dict: bool = False) -> Any:
+        # Where the table is now: moving it for one lookup would cost more than the lookup.
+        self.cond_stage_model.set_clip_options({"execution_device": self.patcher.current_loaded_device()})
+        prompt, pooled, extra = self.cond_stage_model.encode_token_weights(tokens)
+        if return_dict:
+            out = {"cond": prompt, "pooled_output": pooled, **extra}
+            self.add_hooks_to_dict(out)
+            return out
+        return (prompt, pooled) if return_pooled else prompt
+
+    def generate(
+        self,
+        tokens: Tokens,
+        do_sample: bool = True,
+        max_length: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 0.95,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        presence_penalty: float = 0.0,
+        **unused: Any,
+    ) -> list[int]:
+        """ComfyUI's TextGenerate: the ids of one answer."""
+        options = SamplingOptions()
+        if do_sample:
+            options = SamplingOptions(temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty)
+        return self.answer([tokens], max_length, options, [seed or 0])[0]
+
+    def answer(
+        self, conversations: Sequence[Tokens], max_new_tokens: int, options: SamplingOptions, seeds: Sequence[int]
+    ) -> list[list[int]]:
+        """The ids of the next turn of several conversations at once, with ComfyUI's progress bar and cancel button.
+
+        Raises ValueError when a conversation does not fit the model's context.
+        """
+        text, device = self.cond_stage_model, self.patcher.load_device
+        model_management.load_models_gpu([self.patcher, self.flow_patcher])
+        flow = self.flow_patcher.model
+        text.reset_clip_options()
+        text.set_clip_options({"execution_device": device})
+        with model_management.cuda_device_context(device):
+            rows = [text.embed(tokens[NAME][0], flow.get_dtype_inference())[0] for tokens in conversations]
+            _check_context(rows, max_new_tokens, text.config.language.max_position_embeddings)
+            prompt, real = _pad_left(rows)
+            return decoding.generate(
+                flow.diffusion_model.language_model.model,
+                text.logits,
+                text.encode_prompt,
+                prompt,
+                real,
+                eos=text.tokenizer.core.eos_id,
+                max_new_tokens=max_new_tokens,
+                options=options,
+                seeds=seeds,
+                on_token=_token_counter(max_new_tokens),
+                attention=ComfyAttention({}),
+            )
+
+
+def _weight_name(key: Any) -> str:
+    return key if isinstance(key, str) else key[0]
+
+
+def _pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows (T_i, D) as one left-padded batch (B, T, D), and where it is real (B, T)."""
+    prompt = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_side="left")
+    lengths = torch.tensor([len(row) for row in rows], device=prompt.device)
+    place = torch.arange(prompt.shape[1], device=prompt.device)
+    return prompt, place >= prompt.shape[1] - lengths[:, None]
+
+
+def _check_context(rows: Sequence[Tensor], max_new_tokens: int, limit: int) -> None:
+    needed = max(len(row) for row in rows) + max_new_tokens
+    if needed > limit:
+        raise ValueError(
+            f"The conversation and {max_new_tokens} new tokens need {needed} tokens, the model's context "
+            f"holds {limit}: lower max_new_tokens, shorten the question or give fewer pictures."
+        )
+
+
+def _token_counter(total: int) -> decoding.OnToken:
+    """Moves ComfyUI's progress bar with the longest answer, and stops at the token after a cancel."""
+    bar, written = utils.ProgressBar(total), Counter[int]()
+
+    def on_token(row: int, token: int) -> None:
+        check_cancelled()
+        written[row] += 1
+        bar.update_absolute(max(written.values()), total)
+
+    return on_token
+
+
+def load_text(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+    """A ModelPatcher around the text half of a checkpoint; ComfyUI calls it again when it needs a fresh copy."""
+    checkpoint = open_checkpoint(Path(path))
+    if checkpoint.tokenizer is None:
+        raise ValueError(
+            f"{checkpoint.name} holds no text half: its CLIP must come from the checkpoint it was saved from."
+        )
+    shapes = expected_shapes(checkpoint, flow=False)
+    check_shapes(checkpoint, shapes)
+    device, offload = model_management.text_encoder_device(), model_management.text_encoder_offload_device()
+    stored = checkpoint.weights.read("beg_of_und_embed").dtype
+    weight_dtype = dtype or (stored if stored in (torch.bfloat16, torch.float32) else torch.bfloat16)
+    model = TextModel(checkpoint, TokenizerFacade(checkpoint, checkpoint.tokenizer), weight_dtype, offload)
+    model_management.archive_model_dtypes(model)
+    patcher = new_patcher(model.eval().requires_grad_(False), device, offload, disable_dynamic)
+    model.can_assign_sd = patcher.is_dynamic()
+    model.load_sd(dict(read_weights(checkpoint.weights, shapes)))
+    patcher.cached_patcher_init = (load_text, (path, dtype))
+    return patcher
+
+
+def load_clip(path: str, flow_patcher: Any, dtype: torch.dtype | None = None) -> JanusFlowCLIP:
+    """The CLIP of a checkpoint, writing with the language model of `flow_patcher`."""
+    patcher = load_text(path, dtype)
+    return JanusFlowCLIP(patcher.model, patcher, flow_patcher.clone())

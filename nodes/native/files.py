@@ -1,0 +1,60 @@
+"""Where checkpoints lie: the bundled model, models/janusflow, checkpoints and diffusion_models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...janusflow_core.checkpoint import BUNDLED, bundled_names
+from ...janusflow_core.weights import PICKLE_SUFFIXES, SAFE_SUFFIXES
+from .compat import folder_paths
+
+FOLDER = "janusflow"
+SHARED_FOLDERS = ("checkpoints", "diffusion_models")
+
+
+def register_model_folder() -> None:
+    """Make models/janusflow known, beside whatever extra_model_paths.yaml adds under the same name."""
+    default = os.path.join(folder_paths.models_dir, FOLDER)
+    folder_paths.add_model_folder_path(FOLDER, default, is_default=True)
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {*SAFE_SUFFIXES, *PICKLE_SUFFIXES})
+
+
+def checkpoint_names() -> list[str]:
+    """What Load JanusFlow offers: bundled names first, then official folders, then single files."""
+    files = [name for folder in (FOLDER, *SHARED_FOLDERS) for name in _files(folder)]
+    return list(dict.fromkeys([*bundled_names(), *_official_folders(), *files]))
+
+
+def checkpoint_path(name: str) -> Path:
+    """The file or folder behind a name; raises FileNotFoundError with the places that were searched."""
+    if name in bundled_names():
+        return BUNDLED / f"{name}.safetensors"
+    if name in (folders := _official_folders()):
+        return folders[name]
+    for folder in (FOLDER, *SHARED_FOLDERS):
+        if name in _files(folder) and (path := folder_paths.get_full_path(folder, name)):
+            return Path(path)
+    raise FileNotFoundError(
+        f"There is no checkpoint {name!r}: put it into models/janusflow, models/checkpoints or "
+        "models/diffusion_models and press R to refresh the list."
+    )
+
+
+def _files(folder: str) -> list[str]:
+    if folder not in folder_paths.folder_names_and_paths:
+        return []
+    names = folder_paths.get_filename_list(folder)
+    # A weight file inside an official folder is offered as its folder.
+    inside = tuple(f"{name}{os.sep}" for name in _official_folders()) if folder == FOLDER else ()
+    return [name for name in names if name.endswith(SAFE_SUFFIXES) and not (inside and name.startswith(inside))]
+
+
+def _official_folders() -> dict[str, Path]:
+    """Folders with a config.json in models/janusflow, by their path below it."""
+    if FOLDER not in folder_paths.folder_names_and_paths:
+        return {}
+    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
+    configs = [(root, config) for root in roots for config in sorted(root.glob("*/config.json"))]
+    return {str(config.parent.relative_to(root)): config.parent for root, config in reversed(configs)}

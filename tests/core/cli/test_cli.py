@@ -1,0 +1,252 @@
+"""The commands as a user types them, on the golden model: what they write, print and refuse."""
+
+import _thread
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from janusflow_core import __version__
+from janusflow_core.checkpoint import open_checkpoint
+from janusflow_core.cli import main
+from janusflow_core.image import open_image
+from janusflow_core.pipeline import JanusFlowPipeline
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+FOLDERS = tempfile.TemporaryDirectory()  # for as long as the tests run
+TINY = golden.write_folder(Path(FOLDERS.name) / "tiny", golden.pipeline())
+VAE = golden.write_folder(Path(FOLDERS.name) / "with_vae", golden.pipeline(), codec=True) / "vae"
+PICTURES = GOLDEN / "images"
+CPU = ["--model", str(TINY), "--device", "cpu", "--dtype", "fp32"]
+DRAW = [*CPU, "--vae", str(VAE), "--width", "64", "--height", "48", "--steps", "2"]
+SAY = [*CPU, "--max-new-tokens", "6"]
+PROMPTS = ["a red circle", "zwölf Kreise 红"]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> JanusFlowPipeline:
+    return JanusFlowPipeline.from_pretrained(TINY, vae=VAE, device="cpu", dtype=torch.float32)
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    status = main([str(argument) for argument in arguments])
+    return status, *capsys.readouterr()
+
+
+def in_a_process(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": str(GOLDEN.parents[1]), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=env, check=False)
+
+
+def assert_same(path: str | Path, picture: Image.Image) -> None:
+    with Image.open(path) as found:
+        assert found.size == picture.size and found.tobytes() == picture.tobytes()
+
+
+# --- generate ---------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_the_pipelines_and_know_their_origin(capsys, tmp_path, pipe):
+    out = tmp_path / "new" / "folder"
+    status, printed, _ = run(capsys, "generate", *PROMPTS, *DRAW, "--num-images", 2, "--seed", 7, "--out", out)
+    paths = [Path(line) for line in printed.splitlines()]
+    assert status == 0 and paths == [out / f"janusflow_7_{k}.png" for k in range(4)] == sorted(out.iterdir())
+    expected = pipe.generate(PROMPTS, width=64, height=48, steps=2, seed=7, num_images=2)
+    for row, (path, picture) in enumerate(zip(paths, expected, strict=True)):
+        assert_same(path, picture)
+        with Image.open(path) as found:
+            assert found.text == {
+                "prompt": PROMPTS[row // 2], "seed": str(7 + row), "steps": "2", "guidance": "2.0", "solver": "euler",
+                "model": "tiny", "version": f"janusflow {__version__}"}  # fmt: skip
+
+
+def test_the_origin_makes_the_picture_again(capsys, tmp_path):
+    run(capsys, "generate", "a heart", *DRAW, "--num-images", 2, "--guidance", 3, "--solver", "heun", "--out", tmp_path)
+    with Image.open(tmp_path / "janusflow_0_1.png") as second:
+        text = second.text
+        options = [part for name in ("seed", "steps", "guidance", "solver") for part in (f"--{name}", text[name])]
+        run(capsys, "generate", text["prompt"], *DRAW, *options, "--out", tmp_path / "again")
+        with Image.open(tmp_path / "again" / "janusflow_1_0.png") as again:
+            difference = np.asarray(again, dtype=int) - np.asarray(second, dtype=int)
+    assert np.abs(difference).max() <= 1  # a batch of another size adds up in another order
+
+
+def test_no_picture_is_overwritten(capsys, tmp_path):
+    (tmp_path / "janusflow_0_1.png").write_text("mine")
+    for _ in range(2):
+        assert run(capsys, "generate", "a heart", *DRAW, "--out", tmp_path)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"janusflow_0_{k}.png" for k in range(3)]
+    assert (tmp_path / "janusflow_0_1.png").read_text() == "mine"
+
+
+def test_start_picture_mask_and_negative_prompt_reach_the_pipeline(capsys, tmp_path, pipe):
+    start, mask = PICTURES / "wide.png", tmp_path / "mask.png"
+    Image.linear_gradient("L").resize((64, 48)).save(mask)
+    options = ["--init-image", start, "--mask", mask, "--strength", 0.5, "--negative-prompt", "None"]
+    status, printed, _ = run(capsys, "generate", "a heart", *DRAW, *options, "--out", tmp_path)
+    (expected,) = pipe.generate(
+        "a heart",
+        negative_prompt="None",
+        width=64,
+        height=48,
+        steps=2,
+        strength=0.5,
+        init_image=open_image(start),
+        mask=open_image(mask),
+    )
+    assert status == 0
+    assert_same(printed.strip(), expected)
+    with Image.open(printed.strip()) as found:
+        assert [found.text[name] for name in ("init_image", "mask", "strength")] == ["wide.png", "mask.png", "0.5"]
+
+
+# --- describe ---------------------------------------------------------------------------------------------------
+
+
+def test_one_answer_is_the_pipelines(capsys, pipe):
+    path = PICTURES / "wide.png"
+    status, printed, _ = run(capsys, "describe", path, *SAY, "--question", "What is this?")
+    expected = pipe.describe(open_image(path), "What is this?", max_new_tokens=6)
+    assert (status, printed.strip()) == (0, expected) and printed.endswith("\n")
+
+
+def test_drawn_words_are_the_pipelines(capsys, pipe):
+    options = {"temperature": 0.9, "top_p": 0.8, "seed": 5}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    _, printed, _ = run(capsys, "describe", PICTURES / "gray.png", *SAY, *flags)
+    assert printed.strip() == pipe.describe(open_image(PICTURES / "gray.png"), max_new_tokens=6, **options)
+
+
+def test_several_pictures_give_a_table(capsys, pipe):
+    paths = [PICTURES / "wide.png", PICTURES / "rgba.png"]
+    status, printed, _ = run(capsys, "describe", *paths, *SAY)
+    answers = [" ".join(pipe.describe(open_image(path), max_new_tokens=6).split()) for path in paths]
+    assert status == 0
+    assert printed.splitlines() == [f"{path}\t{answer}" for path, answer in zip(paths, answers, strict=True)]
+
+
+def test_pictures_together_are_one_question(capsys, pipe):
+    paths = [PICTURES / "wide.png", PICTURES / "rgba.png"]
+    _, printed, _ = run(capsys, "describe", *paths, *SAY, "--together")
+    assert printed.strip() == pipe.describe([open_image(path) for path in paths], max_new_tokens=6)
+
+
+# --- convert ----------------------------------------------------------------------------------------------------
+
+
+def test_folder_to_file_and_back_keeps_every_weight(capsys, tmp_path):
+    single, folder = tmp_path / "tiny.safetensors", tmp_path / "again"
+    status, printed, _ = run(capsys, "convert", TINY, single, "--vae", VAE)
+    assert status == 0 and str(single) in printed and f"{single.stat().st_size / 1e6:,.1f} MB" in printed
+    assert run(capsys, "convert", single, folder)[0] == 0
+    before, after = open_checkpoint(TINY), open_checkpoint(folder)
+    assert before.config == after.config and after.vae_weights is not None and len(list(after.weights)) > 100
+    assert all(torch.equal(before.weights.read(key), after.weights.read(key)) for key in after.weights)
+    own_vae = ["--model", single, "--width", 64, "--height", 48, "--steps", 1, "--out", tmp_path]
+    assert run(capsys, "generate", "a heart", *own_vae)[0] == 0
+
+
+def test_weights_are_cast(capsys, tmp_path):
+    assert run(capsys, "convert", TINY, tmp_path / "half.safetensors", "--dtype", "bf16")[0] == 0
+    weights = open_checkpoint(tmp_path / "half.safetensors").weights
+    assert weights.read("vision_gen_dec_aligner.weight").dtype == torch.bfloat16
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["generate", *DRAW], "no prompt"),
+    (["generate", "a heart", *DRAW, "--width", "50"], "multiple of 16"),
+    (["generate", "a heart", *DRAW, "--steps", "0"], "steps must be at least 1"),
+    (["generate", "a heart", *DRAW, "--strength", "0.5"], "--init-image"),
+    (["generate", "a heart", *DRAW, "--device", "cuba"], "try cpu"),
+    (["generate", "a heart", *CPU], "no VAE"),
+    (["generate", "a heart", "--model", "no-such-model"], "no-such-model"),
+    (["describe", *SAY], "no picture"),
+    (["describe", "no-such.png", *SAY], "no-such.png"),
+    (["describe", str(TINY / "config.json"), *SAY], "config.json"),
+    (["convert", str(VAE), "x.safetensors"], "config.json"),
+    (["convert", str(TINY), str(PICTURES)], "exists already"),
+    (["convert", str(TINY), "x.ckpt"], ".safetensors"),
+    (["demo", "--comfyui", "no-such-folder"], ""),
+])  # fmt: skip
+def test_an_error_is_one_line_and_status_2(capsys, monkeypatch, tmp_path, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    status, printed, complaint = run(capsys, *arguments)
+    assert (status, printed) == (2, "") and told in complaint
+    assert complaint.startswith("janusflow: ") and complaint.count("\n") == 1 and "Traceback" not in complaint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_option_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", "a heart", "--step", "3"])
+    assert ended.value.code == 2 and "--steps" in capsys.readouterr().err
+
+
+def test_without_tyro_it_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    status, _, complaint = run(capsys, "--help")
+    assert status == 2 and 'pip install "janusflow[cli]"' in complaint
+
+
+def interrupt_while(function: str) -> None:
+    """Press Ctrl-C once the main thread is inside `function`: a library being imported might swallow it."""
+    names: list[str] = []
+    while function not in names:
+        time.sleep(0.05)
+        frame, names = sys._current_frames()[threading.main_thread().ident], []
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            frame = frame.f_back
+    _thread.interrupt_main()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="interrupts the main thread as Ctrl-C does on POSIX")
+def test_control_c_ends_with_130_and_leaves_no_picture(capsys, tmp_path):
+    # A shell that starts the tests in the background makes them deaf to it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    presser = threading.Thread(target=interrupt_while, args=["integrate"], daemon=True)
+    presser.start()
+    assert run(capsys, "generate", "a heart", *DRAW, "--steps", 1_000_000, "--out", tmp_path)[0] == 130
+    presser.join()
+    signal.signal(signal.SIGINT, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- as a program -----------------------------------------------------------------------------------------------
+
+
+def test_help_comes_at_once_and_without_torch():
+    code = (
+        "import sys, janusflow_core.cli as cli\ntry: cli.main(['generate', '--help'])\n"
+        "finally: print('loaded:', [name for name in ('torch', 'numpy', 'PIL') if name in sys.modules])"
+    )
+    begun = time.monotonic()
+    done = in_a_process("-c", code)
+    assert time.monotonic() - begun < 3
+    assert "--negative-prompt" in done.stdout and done.stdout.endswith("loaded: []\n")
+
+
+def test_the_program_prints_paths_only(tmp_path, pipe):
+    done = in_a_process("-m", "janusflow_core.cli", "generate", PROMPTS[1], *DRAW, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "janusflow_0_0.png\n") and "Traceback" not in done.stderr
+    assert_same(tmp_path / "janusflow_0_0.png", pipe.generate(PROMPTS[1], width=64, height=48, steps=2)[0])
+
+
+def test_the_program_fails_without_a_traceback(tmp_path):
+    done = in_a_process("-m", "janusflow_core.cli", "describe", "no-such.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "janusflow: no picture at no-such.png: check the path\n"

@@ -1,0 +1,38 @@
+"""Conversations in rows: labels where the answer is, positions that count on from the picture, segments apart."""
+
+import torch
+from golden import micro
+
+from janusflow_core.train.data import conversation, pack
+from janusflow_core.train.losses import IGNORE
+
+ASKED = [("What color is the circle?", "red"), ("How many objects are there?", "two of them")]
+
+
+def test_labels_are_the_answer_and_its_end_shifted_by_one():
+    tokenizer = micro().tokenizer
+    found = conversation(tokenizer, ASKED)
+    assert found.start[-1] == tokenizer.image_end_id
+    for (question, answer), ids, labels in zip(ASKED, found.segments, found.labels, strict=True):
+        whole = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+        assert found.start + ids[: len(whole) - len(found.start)] == whole  # exactly what inference asks
+        kept = [(at, label) for at, label in enumerate(labels) if label != IGNORE]
+        assert [ids[at + 1] for at, _ in kept] == [label for _, label in kept]
+        assert tokenizer.decode([label for _, label in kept]).strip() == answer
+        assert kept[-1][1] == tokenizer.eos_id
+
+
+def test_segments_count_on_from_the_common_beginning():
+    tokenizer = micro().tokenizer
+    rows = [conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[:1])]
+    packed = pack(rows, tokenizer)
+    start, first, second = len(rows[0].start), len(rows[0].segments[0]), len(rows[0].segments[1])
+    assert packed.ids.shape == (2, start + first + second)
+    positions, segments = packed.positions[0].tolist(), packed.segments[0].tolist()
+    assert positions == [*range(start + first), *range(start, start + second)]
+    assert segments == [0] * start + [1] * first + [2] * second
+    assert packed.ids[0].tolist() == rows[0].start + rows[0].segments[0] + rows[0].segments[1]
+    padding = slice(start + first, None)
+    assert (packed.ids[1, padding] == tokenizer.pad_id).all() and (packed.labels[1, padding] == IGNORE).all()
+    assert int(packed.image_mask.sum()) == 2 * (1 + tokenizer.processor.num_image_tokens)
+    assert torch.equal(packed.labels[1, :start], torch.full((start,), IGNORE))

@@ -1,0 +1,75 @@
+"""The terms of a step against the same sums written out: noise, time and velocity by hand, questions one by one."""
+
+import torch
+import torch.nn.functional as F
+from golden import MODULE, assert_close, micro, recipe
+from torch import nn
+
+from janusflow_core.attention import eager, prefix_mask
+from janusflow_core.llama import hidden_after
+from janusflow_core.model import Prefix
+from janusflow_core.train.data import conversation, pack
+from janusflow_core.train.terms import generation_terms, new_projector, understanding_terms
+
+ASKED = [("What color is the circle?", "red"), ("How many objects are there?", "two of them")]
+
+
+def prompts() -> Prefix:
+    pipe = micro()
+    rows = [pipe.embed_prompt(text) for text in ("a red circle", "two")]
+    return Prefix.join([rows[0], rows[1][:1]], [len(row) for row in rows])
+
+
+def test_generation_terms_are_the_papers_sums():
+    model, layer = micro().model, 1
+    x = recipe("x", (2, 4, 4, 6), 0)
+    noise, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)), torch.Generator().manual_seed(5)
+    torch.randn(x.shape, generator=t)
+    t = torch.randn(2, generator=t).sigmoid()
+    z = torch.stack([t[row] * x[row] + (1 - t[row]) * noise[row] for row in range(2)])
+    with hidden_after(model.language_model.model, layer) as hidden:
+        v = model.velocity(z, t, prompts())
+    features = hidden[0][:, -6:].detach()
+    found = generation_terms(
+        model, nn.Identity(), prompts(), x, features, layer=layer, generator=torch.Generator().manual_seed(5)
+    )
+    expected = torch.stack([(v[row] - (x[row] - noise[row])).pow(2).mean() for row in range(2)])
+    assert_close(found["flow"], expected, MODULE)
+    assert_close(found["repa"], torch.tensor([-1.0, -1.0]), MODULE)  # they are aligned with themselves
+
+
+def test_generation_terms_train_projector_and_flow():
+    model = micro().model
+    projector = new_projector(model.config)
+    features = recipe("features", (2, 6, model.config.vision.width), 0)
+    weight = model.vision_gen_dec_aligner.weight.requires_grad_()
+    terms = generation_terms(model, projector, prompts(), recipe("x", (2, 4, 4, 6), 0), features, layer=1)
+    torch.stack([term.mean() for term in terms.values()]).sum().backward()
+    assert weight.grad.abs().sum() > 0 and projector[0].weight.grad.abs().sum() > 0
+    weight.requires_grad_(False).grad = None
+
+
+def surprise_alone(question: str, answer: str, features: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The summed cross-entropy of one answer and its end, asked in a row of its own, and its number of tokens."""
+    pipe, tokenizer = micro(), micro().tokenizer
+    asked = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+    reply = [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
+    ids = torch.tensor([asked + reply])
+    embeddings = pipe.model.embed_conversation(ids, tokenizer.image_mask(ids), features)
+    length = ids.shape[1]
+    mask = prefix_mask([length], length, length, 0, ids.device)
+    hidden = pipe.model.language_model.model(embeddings, torch.arange(length)[None], mask)
+    logits = pipe.model.logits(hidden)[0, len(asked) - 1 : -1]
+    return F.cross_entropy(logits, torch.tensor(reply), reduction="sum"), len(reply)
+
+
+def test_questions_in_one_row_cost_what_they_cost_alone():
+    model, tokenizer = micro().model, micro().tokenizer
+    features = model.image_features(recipe("pictures", (2, 3, 32, 32), 0))
+    packed = pack([conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[1:])], tokenizer)
+    for attention in (eager, None):
+        found = understanding_terms(model, packed, features, **({} if attention is None else {"attention": attention}))
+        alone = [surprise_alone(*asked, features[:1]) for asked in ASKED]
+        expected = [sum(loss for loss, _ in alone) / sum(tokens for _, tokens in alone)]
+        loss, tokens = surprise_alone(*ASKED[1], features[1:])
+        assert_close(found["answer"], torch.stack([*expected, loss / tokens]), MODULE)

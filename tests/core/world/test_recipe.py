@@ -1,0 +1,79 @@
+"""The recipe of the embedded model: its parts one by one, then all stages for a few steps."""
+
+import pytest
+import torch
+
+from janusflow_core import JanusFlowPipeline
+from janusflow_core.checkpoint import open_checkpoint
+from janusflow_core.world import codec, library, recipe
+from janusflow_core.world.scenes import COLORS, FRAME, SHAPES, Object, Scene, is_held_out
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return recipe.build_tokenizer()
+
+
+def test_tokenizer_reads_any_text_and_fits_the_model(tokenizer):
+    assert tokenizer.vocab_size <= recipe.config().language.vocab_size
+    assert tokenizer.decode(tokenizer.encode("Größe 你好 \n x")) == "Größe 你好 \n x"
+    assert len(tokenizer.encode("a red circle left of a blue square", bos=False)) == 8  # a word is a token
+
+
+def test_both_encoders_give_the_same_grid():
+    config = recipe.config()
+    assert config.vision.grid == FRAME // 16 == 6
+
+
+def test_the_world_is_what_training_may_see():
+    scenes = library.draw_scenes(5, 300)
+    assert not any(is_held_out(scene) for scene in scenes)
+    assert scenes == library.draw_scenes(5, 300) != library.draw_scenes(6, 300)
+
+
+def test_rendered_scenes_span_minus_one_to_one():
+    pixels = library.pictures(library.draw_scenes(0, 20))
+    assert pixels.shape == (20, 3, 96, 96)
+    assert -1 <= pixels.min() < -0.7 and 0.7 < pixels.max() <= 1
+
+
+def test_crops_are_cut_from_their_own_picture():
+    pixels = torch.arange(2 * 3 * 9 * 9.0).view(2, 3, 9, 9)
+    cut = codec.crops(pixels, 4, torch.Generator().manual_seed(1))
+    assert cut.shape == (2, 3, 4, 4)
+    for picture, piece in zip(pixels, cut, strict=True):
+        assert torch.isin(piece, picture).all()
+        assert (piece[0, 1] - piece[0, 0] == 9).all()
+
+
+def test_patch_labels_name_what_lies_there():
+    scene = Scene((250, 250, 250), (Object("star", "blue", 24.0, 72.0, 14.0, (35, 70, 215)),))
+    labels = recipe.patch_labels([scene]).view(6, 6)
+    expected = 1 + list(COLORS).index("blue") * len(SHAPES) + SHAPES.index("star")
+    assert labels[4, 1] == expected and labels[0, 5] == 0
+
+
+def test_normalising_latents_keeps_pictures_and_gives_unit_scale():
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**codec.VAE).eval()
+    x = library.pictures(library.draw_scenes(0, 4))
+    with torch.no_grad():
+        before = vae.decode(vae.encode(x).latent_dist.mean).sample
+        codec.normalise_latents(vae, x)
+        latents = vae.encode(x).latent_dist.mean
+        after = vae.decode(latents).sample
+    scaled = latents * codec.SCALING_FACTOR
+    assert (scaled.mean(dim=(0, 2, 3)).abs() < 1e-3).all() and (scaled.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    assert (after - before).abs().max() < 1e-3
+
+
+def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path):
+    path = recipe.train(tmp_path, scale=1e-4)
+    assert open_checkpoint(path).has_flow and open_checkpoint(path).has_text
+    pipe = JanusFlowPipeline.from_pretrained(path, device="cpu")
+    assert pipe.generate("a heart", steps=2)[0].size == (96, 96)
+    assert isinstance(pipe.describe(pipe.generate("a heart", steps=1)[0], max_new_tokens=3), str)
+    changed = path.stat().st_mtime_ns
+    assert recipe.train(tmp_path, scale=1e-4).stat().st_mtime_ns == changed  # a finished stage is not run again

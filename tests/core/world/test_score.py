@@ -1,0 +1,67 @@
+"""Scores: the interval against scipy-free arithmetic, the counting against a model whose answers are known."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from janusflow_core.world.judge import detect
+from janusflow_core.world.scenes import render
+from janusflow_core.world.score import Score, overall, score_answers, score_pictures
+from janusflow_core.world.talk import NUMBERS, TASKS, scene_for_prompt
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_the_interval_holds_the_rate_and_stays_a_probability(right, total):
+    score = Score(min(right, total), total)
+    low, high = score.interval
+    assert 0 <= low <= score.rate + 1e-12 and score.rate - 1e-12 <= high <= 1
+
+
+def test_the_interval_is_wilsons():
+    low, high = Score(8, 10).interval  # 0.8 of 10: the textbook's interval
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert (
+        Score(40, 100).interval[1] - Score(40, 100).interval[0]
+        > Score(400, 1000).interval[1] - Score(400, 1000).interval[0]
+    )
+
+
+def test_overall_is_the_mean_of_the_tasks():
+    assert overall({"a": Score(1, 2), "b": Score(10, 10)}) == 0.75
+
+
+def draw_what_is_asked(prompts, seed):
+    return [Image.fromarray(render(scene_for_prompt(prompt, random.Random(seed)))) for prompt in prompts]
+
+
+def draw_always_the_same(prompts, seed):
+    return draw_what_is_asked(["a red circle and a blue square"] * len(prompts), seed)
+
+
+def know_colors_and_counts(pictures, questions):
+    return [read_off(detect(picture), question) for picture, question in zip(pictures, questions, strict=True)]
+
+
+def read_off(objects, question):
+    if question == "How many objects are there?":
+        return NUMBERS[len(objects)]
+    if question.startswith("What color is the "):
+        return next(item.color for item in objects if item.shape == question[len("What color is the ") : -1])
+    return ""
+
+
+def test_pictures_are_counted_by_the_judge():
+    right = score_pictures(draw_what_is_asked, per_task=4)
+    assert list(right) == list(TASKS) and all(score == Score(4, 4) for score in right.values())
+    assert score_pictures(draw_always_the_same, per_task=4)["single"] == Score(0, 4)
+    assert set(score_pictures(draw_what_is_asked, per_task=2, held_out=True)) == set(TASKS) - {"single", "two"}
+
+
+def test_answers_are_counted_when_exactly_right():
+    scores = score_answers(know_colors_and_counts, scenes=12)
+    assert scores["color"].rate == 1.0 and scores["caption"].rate == 0.0
+    yes = score_answers(lambda pictures, questions: ["yes"] * len(questions), scenes=12)["exists"]
+    assert 0 < yes.right < yes.total
