@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .config import JanusFlowConfig
+from .config import JanusFlowConfig, parse_json, read_json
 from .image import ImageConfig
 from .layout import JSON_KEYS, TOKENIZER_KEY, VAE_FILE, VAE_FOLDER, VAE_PREFIX
 from .model import JanusFlow
@@ -21,12 +20,15 @@ from .weights import TensorFile, Weights, read_index, tensor_json
 BUNDLED = Path(__file__).parent / "bundled"
 DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
 
+Half = Literal["flow", "text"]  # what draws: layers, generation encoder and decoder; what reads and speaks
+
 
 @dataclass
 class Checkpoint:
     """An opened checkpoint: everything but the weights is read, the weights are read on demand."""
 
     name: str
+    path: Path
     config: JanusFlowConfig
     weights: Weights
     tokenizer: JanusTokenizer | None
@@ -65,19 +67,20 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    config = JanusFlowConfig.from_dict(_json_file(folder / "config.json"), f"{folder.name}/config.json")
+    config = JanusFlowConfig.from_dict(read_json(folder / "config.json"), f"{folder.name}/config.json")
     tokenizer = JanusTokenizer.from_folder(folder)
     preprocessor = folder / "preprocessor_config.json"
-    image = _image_config(_json_file(preprocessor) if preprocessor.is_file() else {}, config)
+    image = _image_config(read_json(preprocessor) if preprocessor.is_file() else {}, config)
     vae = folder / VAE_FOLDER
     return _checked(
         Checkpoint(
             name=folder.name,
+            path=folder,
             config=config,
             weights=Weights(read_index(folder)),
             tokenizer=tokenizer,
             image=image,
-            vae_config=_json_file(vae / "config.json") if vae.is_dir() else None,
+            vae_config=read_json(vae / "config.json") if vae.is_dir() else None,
             vae_weights=Weights([TensorFile(vae / VAE_FILE)]) if vae.is_dir() else None,
         )
     )
@@ -93,12 +96,13 @@ def _open_single(path: Path) -> Checkpoint:
             f"{path.name} is not a JanusFlow checkpoint: it has no `config` in its metadata; "
             "make one from the official folder with `janusflow convert FOLDER FILE.safetensors`."
         )
-    parsed = {key: _json_object(text, f"{path.name}: {key} in its metadata") for key, text in extra.items()}
+    parsed = {key: parse_json(text, f"{path.name}: {key} in its metadata") for key, text in extra.items()}
     config = JanusFlowConfig.from_dict(parsed["config"], path.name)
     has_vae = any(key.startswith(VAE_PREFIX) for key in weights)
     return _checked(
         Checkpoint(
             name=path.stem,
+            path=path,
             config=config,
             weights=weights,
             tokenizer=_single_tokenizer(path.name, weights, parsed),
@@ -148,33 +152,24 @@ def _image_config(values: Mapping[str, Any], config: JanusFlowConfig) -> ImageCo
     return ImageConfig.from_json_dict({"image_size": config.vision.image_size, **values})
 
 
-def _json_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent.name} has no {path.name}: it is not a folder in the official layout.")
-    return _json_object(path.read_text(encoding="utf-8"), f"{path.parent.name}/{path.name}")
-
-
-def _json_object(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}): copy it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} holds a {type(values).__name__}, expected an object: copy it again.")
-    return values
-
-
 # --- weights into a model ---------------------------------------------------------------------------------------
 
 
-def expected_shapes(checkpoint: Checkpoint, *, flow: bool = True, text: bool = True) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors of the whole model, or of one half of it."""
-    model = JanusFlow(checkpoint.config, flow=flow, text=text, device="meta")
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+def verified(checkpoint: Checkpoint, half: Half | None = None) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that the whole model, or one half of it, needs from a checkpoint.
+
+    Raises ValueError, naming file, key, found and expected, when one is missing or has another shape, or when the
+    checkpoint holds what no part of the model takes.
+    """
+    whole = JanusFlow(checkpoint.config, device="meta")
+    wanted = JanusFlow(checkpoint.config, flow=half != "text", text=half != "flow", device="meta") if half else whole
+    shapes = {key: tuple(value.shape) for key, value in wanted.state_dict().items()}
+    _check_shapes(checkpoint, shapes)
+    _check_extra(checkpoint, whole.state_dict())
+    return shapes
 
 
-def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError, naming file, key, found and expected, unless the weights fit tensors of these shapes."""
+def _check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
     for key, shape in expected.items():
         if key not in checkpoint.weights:
             raise ValueError(
@@ -188,8 +183,7 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
             )
 
 
-def check_extra(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError for a key that no part of the model takes."""
+def _check_extra(checkpoint: Checkpoint, expected: Container[str]) -> None:
     known = (*JSON_KEYS, TOKENIZER_KEY)
     for key in checkpoint.weights:
         if key not in expected and key not in known and not key.startswith((DROPPED, VAE_PREFIX)):
@@ -223,8 +217,6 @@ def load_model(
 ) -> JanusFlow:
     """The whole model with its weights in `dtype` (None: as stored) on `device`, without a second copy on the way."""
     model = JanusFlow(checkpoint.config, device="meta")
-    expected = expected_shapes(checkpoint)
-    check_shapes(checkpoint, expected)
-    check_extra(checkpoint, expected)
-    model.load_state_dict(dict(read_weights(checkpoint.weights, expected, dtype, device)), assign=True)
+    shapes = verified(checkpoint)
+    model.load_state_dict(dict(read_weights(checkpoint.weights, shapes, dtype, device)), assign=True)
     return model.eval().requires_grad_(False)

@@ -1,9 +1,14 @@
-"""Shapes of a JanusFlow model: reads and writes the official config.json, and refuses what it cannot build."""
+"""Shapes of a JanusFlow model: reads and writes the official config.json, and refuses what it cannot build.
+
+Also how every JSON file of a checkpoint is read and checked.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -27,9 +32,46 @@ FIXED_DECODER = {"upsamples": 1, "use_mid_block": True}
 
 
 class Part(BaseModel):
-    """A frozen group of shape numbers; unknown keys of a config.json are ignored, wrong types are not."""
+    """A frozen group of a file's values; unknown keys of the file are ignored, wrong types are not."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+def read_json(path: Path, expected: str = "a folder in the official layout") -> dict[str, Any]:
+    """The object in a JSON file; raises FileNotFoundError or ValueError with one sentence that names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent.name} has no {path.name}: expected {expected}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.parent.name}/{path.name} is not UTF-8 ({error}): copy it again.") from error
+    return parse_json(text, f"{path.parent.name}/{path.name}")
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """The object in a JSON text; raises ValueError with one sentence that says `where` it stood."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error}): copy it again.") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} holds a {type(values).__name__}, expected an object: copy it again.")
+    return values
+
+
+def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> AnyPart:
+    """The values of a JSON file as a Part; raises ValueError with one sentence: key, source, found and expected."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else kind.__name__
+        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        found = values.get(key, first["input"])
+        raise ValueError(f"{key} in {source} is {found!r}, expected {expected}: correct the file") from None
 
 
 class LanguageConfig(Part):

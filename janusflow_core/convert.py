@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, check_extra, check_shapes, expected_shapes, open_checkpoint, read_weights
+from .checkpoint import Checkpoint, open_checkpoint, read_weights, verified
 from .layout import describe_files, save_folder, save_single
 from .weights import SAFE_SUFFIXES
 
@@ -27,10 +27,8 @@ def convert(
     origin, target = open_checkpoint(source), Path(target)
     if origin.tokenizer is None:
         raise ValueError(f"{origin.name} holds only the flow half of a JanusFlow; convert a whole checkpoint.")
-    expected = expected_shapes(origin)
-    check_shapes(origin, expected)
-    check_extra(origin, expected)
-    weights = dict(read_weights(origin.weights, expected, dtype))
+    shapes = verified(origin)
+    weights = dict(read_weights(origin.weights, shapes, dtype))
     if vae is None and origin.vae_weights is not None:
         vae = origin.vae_config or {}, {key: origin.vae_weights.read(key) for key in origin.vae_weights}
     stored = weights["language_model.model.norm.weight"].dtype
@@ -39,7 +37,7 @@ def convert(
     save = save_single if target.suffix in SAFE_SUFFIXES else save_folder
     save(target, weights, parts, origin.tokenizer.json, *(vae or (None, None)))
     written = open_checkpoint(target)
-    for key, tensor in read_weights(written.weights, expected):
+    for key, tensor in read_weights(written.weights, shapes):
         if not torch.equal(tensor, weights[key]):
             raise RuntimeError(f"{target}: {key} was not written as it was read: check the disk and convert again.")
     return written

@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from os import PathLike
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
+
+from .config import Part, validated
 
 Picture = Image.Image | np.ndarray | Tensor
 
 
-@dataclass(frozen=True)
-class ImageConfig:
+Share = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ImageConfig(Part):
     """The values of preprocessor_config.json; sizes in pixels, mean and std on the [0, 1] scale."""
 
-    image_size: int = 384
-    min_size: int = 14
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    rescale_factor: float = 1 / 255
+    image_size: int = Field(default=384, gt=0)
+    min_size: int = Field(default=14, gt=0)
+    image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
+    image_std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
+    rescale_factor: float = Field(default=1 / 255, gt=0, allow_inf_nan=False)
     do_normalize: bool = True
 
-    def __post_init__(self) -> None:
-        self._expect("image_size", _is_int(self.image_size) and self.image_size > 0, "a positive integer")
-        min_ok = _is_int(self.min_size) and 0 < self.min_size <= self.image_size
-        self._expect("min_size", min_ok, f"an integer from 1 to image_size ({self.image_size})")
-        mean_ok = _is_triple(self.image_mean) and all(0 <= v <= 1 for v in self.image_mean)
-        self._expect("image_mean", mean_ok, "three numbers from 0 to 1")
-        std_ok = _is_triple(self.image_std) and all(0 < v < np.inf for v in self.image_std)
-        self._expect("image_std", std_ok, "three positive numbers")
-        rescale_ok = _is_number(self.rescale_factor) and 0 < self.rescale_factor < np.inf
-        self._expect("rescale_factor", rescale_ok, "a positive number such as 0.00392156862745098")
-        self._expect("do_normalize", isinstance(self.do_normalize, bool), "true or false")
-
-    def _expect(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            where = f"{name} in preprocessor_config.json"
-            raise ValueError(f"{where} is {getattr(self, name)!r}, expected {expected}: correct the file")
+    @field_validator("min_size")
+    @classmethod
+    def _fits(cls, value: int, others: ValidationInfo) -> int:
+        if value > others.data.get("image_size", value):
+            raise ValueError(f"at most image_size ({others.data['image_size']})")
+        return value
 
     @property
     def background_color(self) -> tuple[int, int, int]:
@@ -52,15 +47,13 @@ class ImageConfig:
     @classmethod
     def from_json_dict(cls, values: Mapping[str, Any]) -> ImageConfig:
         """Read a parsed preprocessor_config.json; other keys are ignored, wrong values raise ValueError."""
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-        return cls(**plain)
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return validated(cls, plain, "preprocessor_config.json")
 
     def to_json_dict(self) -> dict[str, Any]:
         """The content of an official preprocessor_config.json with these values."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         names = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
-        return {**names, "background_color": list(self.background_color), **values}
+        return {**names, "background_color": list(self.background_color), **self.model_dump(mode="json")}
 
 
 def preprocess(image: Picture, config: ImageConfig) -> Tensor:
@@ -175,15 +168,3 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
     if not np.isfinite(array).all():
         raise ValueError("got a picture with NaN or infinite values, expected 0 to 1: mend what made it")
     return np.rint(array.clip(0, 1) * 255).astype(np.uint8)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_triple(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 3 and all(_is_number(v) for v in value)

@@ -136,7 +136,11 @@ def hidden_after(backbone: Backbone, layer: int) -> Iterator[list[Tensor]]:
     By a hook, so that it sees what any caller of the backbone computes, ComfyUI's samplers included.
     """
     hidden: list[Tensor] = []
-    hook = backbone.layers[layer - 1].register_forward_hook(lambda module, args, output: hidden.append(output))
+
+    def collect(module: nn.Module, args: Any, output: Tensor) -> None:
+        hidden.append(output)
+
+    hook = backbone.layers[layer - 1].register_forward_hook(collect)
     try:
         yield hidden
     finally:

@@ -6,15 +6,17 @@ that tag's token. Where this would break the layout of images, `understanding_id
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
+
+from .config import Part, read_json, validated
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
@@ -36,43 +38,27 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True)
-class ProcessorConfig:
+class ProcessorConfig(Part):
     """The values of processor_config.json; the defaults are those of the authors' class."""
 
-    image_tag: str = "<image_placeholder>"
-    image_start_tag: str = "<begin_of_image>"
-    image_end_tag: str = "<end_of_image>"
-    image_gen_tag: str = "<｜begin▁of▁generation｜>"
-    num_image_tokens: int = 576
+    image_tag: str = Field(default="<image_placeholder>", min_length=1)
+    image_start_tag: str = Field(default="<begin_of_image>", min_length=1)
+    image_end_tag: str = Field(default="<end_of_image>", min_length=1)
+    image_gen_tag: str = Field(default="<｜begin▁of▁generation｜>", min_length=1)
+    num_image_tokens: int = Field(default=576, gt=0)
     add_special_token: bool = False
-    sft_format: str = "deepseek"
+    sft_format: Literal["deepseek", "deepseek_old"] = "deepseek"  # the same template
     mask_prompt: bool = True
     ignore_id: int = -100
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            expected = type(field.default)
-            holds = type(getattr(self, field.name)) is expected
-            self._expect(field.name, holds, f"a value of type {expected.__name__}")
-            self._expect(field.name, getattr(self, field.name) != "", "some text")
-        self._expect("num_image_tokens", self.num_image_tokens > 0, "a positive integer")
-        format_ok = self.sft_format in ("deepseek", "deepseek_old")
-        self._expect("sft_format", format_ok, "'deepseek' or 'deepseek_old', the same template")
-
-    def _expect(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            where = f"{name} in processor_config.json"
-            raise ValueError(f"{where} is {getattr(self, name)!r}, expected {expected}: correct the file")
 
     @classmethod
     def from_json_dict(cls, values: Mapping[str, Any]) -> ProcessorConfig:
         """Read a parsed processor_config.json; other keys are ignored, wrong values raise ValueError."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        return validated(cls, values, "processor_config.json")
 
     def to_json_dict(self) -> dict[str, Any]:
         """The content of an official processor_config.json with these values."""
-        return {"processor_class": "VLChatProcessor", **asdict(self)}
+        return {"processor_class": "VLChatProcessor", **self.model_dump()}
 
 
 class JanusTokenizer:
@@ -106,9 +92,9 @@ class JanusTokenizer:
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(f"{path} has no tokenizer.json: point to a folder in the official layout")
-        special = _read_json(file.with_name("tokenizer_config.json"))
-        special.update(_read_json(file.with_name("special_tokens_map.json")))
-        processor = ProcessorConfig.from_json_dict(_read_json(file.with_name("processor_config.json")))
+        special = _optional_json(file.with_name("tokenizer_config.json"))
+        special |= _optional_json(file.with_name("special_tokens_map.json"))
+        processor = ProcessorConfig.from_json_dict(_optional_json(file.with_name("processor_config.json")))
         return cls(file.read_text(encoding="utf-8"), processor, special)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
@@ -263,14 +249,5 @@ def _content(key: str, token: object) -> str:
     return content
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty when there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): copy the file again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} holds a {type(values).__name__}, expected an object: copy the file again")
-    return values
+def _optional_json(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}

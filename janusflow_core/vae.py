@@ -5,7 +5,6 @@ Model-scale latents are VAE latents times `scaling_factor`; pixels are (B, 3, H,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import read_json
 from .weights import TensorFile, Weights
 
 SDXL_CONFIG: dict[str, Any] = {
@@ -73,9 +73,7 @@ def load_vae_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{path.name} has no config.json: expected a VAE folder in diffusers' layout.")
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = read_json(path / "config.json", "a VAE folder in diffusers' layout")
         path = path / "diffusion_pytorch_model.safetensors"
     else:
         config = {}

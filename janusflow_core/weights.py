@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .config import read_json
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -125,8 +126,8 @@ def read_index(folder: Path) -> list[TensorFile]:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             try:
-                names = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                names = sorted(set(read_json(folder / index)["weight_map"].values()))
+            except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{folder.name}/{index} is no index of weights ({error!r}): copy it again.") from error
             missing = [name for name in names if not (folder / Path(name).name).is_file()]
             if missing:

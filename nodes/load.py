@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..janusflow_core.checkpoint import Checkpoint, check_extra, expected_shapes, open_checkpoint
+from ..janusflow_core.checkpoint import Checkpoint, open_checkpoint
 from ..janusflow_core.vae import load_vae_files, vae_config
-from .native.clip import load_clip
+from .native.clip import JanusFlowCLIP, text_patcher
 from .native.compat import VAE, folder_paths, io
 from .native.files import checkpoint_names, checkpoint_path
-from .native.model import load_flow
+from .native.model import flow_patcher
 
 FROM_CHECKPOINT, NO_VAE = "from checkpoint", "none"
 WEIGHT_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}
@@ -71,13 +71,13 @@ class JanusFlowLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, vae: str = FROM_CHECKPOINT, weight_dtype: str = "default") -> io.NodeOutput:
-        path = checkpoint_path(checkpoint)
-        opened = open_checkpoint(path)
-        check_extra(opened, expected_shapes(opened))
+        opened = open_checkpoint(checkpoint_path(checkpoint))
         own_vae = _load_vae(opened, vae)
-        model = load_flow(str(path), WEIGHT_DTYPES[weight_dtype])
-        clip = load_clip(str(path), model) if opened.has_text else None  # ModelSave writes the flow half alone
-        return io.NodeOutput(model, clip, own_vae)
+        model = flow_patcher(opened, WEIGHT_DTYPES[weight_dtype])
+        if not opened.has_text:  # ModelSave writes the flow half alone
+            return io.NodeOutput(model, None, own_vae)
+        text = text_patcher(opened)
+        return io.NodeOutput(model, JanusFlowCLIP(text.model, text, model.clone()), own_vae)
 
 
 def _load_vae(checkpoint: Checkpoint, choice: str) -> Any:

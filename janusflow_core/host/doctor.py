@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import math
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -217,7 +218,7 @@ def _free_memory() -> int | None:
 
 
 def _model(source: str) -> Iterator[Finding]:
-    from ..checkpoint import bundled_names, open_checkpoint
+    from ..checkpoint import bundled_names, open_checkpoint, verified
 
     if source == BUNDLED_MODEL and source not in bundled_names():
         yield Finding(
@@ -228,7 +229,7 @@ def _model(source: str) -> Iterator[Finding]:
         return
     try:
         checkpoint = open_checkpoint(source)
-        _check_weights(checkpoint)
+        shapes = verified(checkpoint)
     except (ValueError, OSError, KeyError) as error:
         yield Finding(
             "error",
@@ -236,24 +237,13 @@ def _model(source: str) -> Iterator[Finding]:
             "check the path, or copy or convert the checkpoint again",
         )
         return
-    yield from _usable_model(source, checkpoint)
+    yield from _usable_model(source, checkpoint, shapes.values())
 
 
-def _check_weights(checkpoint: Checkpoint) -> None:
-    from ..checkpoint import check_extra, check_shapes, expected_shapes
-
-    expected = expected_shapes(checkpoint)
-    check_shapes(checkpoint, expected)
-    check_extra(checkpoint, expected)
-
-
-def _usable_model(source: str, checkpoint: Checkpoint) -> Iterator[Finding]:
-    import math
-
-    from ..checkpoint import expected_shapes
+def _usable_model(source: str, checkpoint: Checkpoint, shapes: Iterable[tuple[int, ...]]) -> Iterator[Finding]:
     from ..device import best_device, best_dtype
 
-    parameters = sum(math.prod(shape) for shape in expected_shapes(checkpoint).values())
+    parameters = sum(map(math.prod, shapes))
     device = best_device()
     need = parameters * best_dtype(device).itemsize
     yield Finding(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..attention import eager
 from ..tokenizer import JanusTokenizer
-from ..train.data import Packed, conversation, pack
 from ..weights import write_tensors
 from . import talk
 from .scenes import Scene, render
@@ -85,14 +84,3 @@ def prompts_to_draw(
     ids = [tokenizer.generation_ids(prompt_for(library, i, rng)) for i in indices]
     kept = [row if rng.random() >= 0.1 else row[:1] for row in ids]
     return kept, [len(row) for row in ids]
-
-
-def questions_to_answer(
-    library: Library, indices: Sequence[int], tokenizer: JanusTokenizer, rng: random.Random, most: int = 4
-) -> Packed:
-    """Up to `most` questions about each of some scenes, with their answers, one row for each scene."""
-    rows = []
-    for i in indices:
-        asked = [(question, answer) for _, question, answer in talk.questions(library.scenes[i], rng)]
-        rows.append(conversation(tokenizer, rng.sample(asked, min(most, len(asked)))))
-    return pack(rows, tokenizer)

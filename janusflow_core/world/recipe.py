@@ -30,16 +30,18 @@ from ..image import ImageConfig
 from ..layout import describe_files, save_single
 from ..model import JanusFlow, Prefix
 from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenizer, ProcessorConfig
+from ..train.data import conversation, pack
 from ..train.optimizer import Optimizer, is_hidden, schedule
 from ..train.terms import generation_terms, new_projector, understanding_terms
 from ..weights import write_tensors
 from . import talk
 from .codec import VAE, autoencoder, train_vae
-from .library import SEEDS, Library, draw_scenes, pictures, prompts_to_draw, questions_to_answer
+from .library import SEEDS, Library, draw_scenes, pictures, prompts_to_draw
 from .scenes import COLORS, FRAME, SHAPES, Scene
 
 log = logging.getLogger(__name__)
 
+QUESTIONS = 4  # about one picture, in one row
 REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 1.0}
 
@@ -158,9 +160,12 @@ def drawing_terms(
 def answering_terms(
     model: JanusFlow, tokenizer: JanusTokenizer, library: Library, indices: Sequence[int], rng: random.Random
 ) -> dict[str, Tensor]:
-    """Response loss (B,) of questions about some scenes."""
-    asked = questions_to_answer(library, indices, tokenizer, rng)
-    return understanding_terms(model, asked, library.features[list(indices)].float(), eager)
+    """Response loss (B,) of up to QUESTIONS questions about each of some scenes."""
+    rows = []
+    for i in indices:
+        asked = [(question, answer) for _, question, answer in talk.questions(library.scenes[i], rng)]
+        rows.append(conversation(tokenizer, rng.sample(asked, min(QUESTIONS, len(asked)))))
+    return understanding_terms(model, pack(rows, tokenizer), library.features[list(indices)].float(), eager)
 
 
 def train_joint(out: Path, vae: Any, vision: Path, library: Library, samples: int, batch: int = 96) -> None:

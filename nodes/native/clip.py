@@ -10,20 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...janusflow_core import decoding
-from ...janusflow_core.checkpoint import (
-    Checkpoint,
-    check_shapes,
-    expected_shapes,
-    open_checkpoint,
-    read_weights,
-)
+from ...janusflow_core.checkpoint import Checkpoint, open_checkpoint, read_weights, verified
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.layout import TOKENIZER_KEY
@@ -261,14 +254,17 @@ def _token_counter(total: int) -> decoding.OnToken:
 
 
 def load_text(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
-    """A ModelPatcher around the text half of a checkpoint; ComfyUI calls it again when it needs a fresh copy."""
-    checkpoint = open_checkpoint(Path(path))
+    """`text_patcher` of a file or folder: what ComfyUI calls when it needs a fresh copy."""
+    return text_patcher(open_checkpoint(path), dtype, disable_dynamic)
+
+
+def text_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+    """A ModelPatcher around the text half of a checkpoint; raises ValueError for weights that do not fit."""
     if checkpoint.tokenizer is None:
         raise ValueError(
             f"{checkpoint.name} holds no text half: its CLIP must come from the checkpoint it was saved from."
         )
-    shapes = expected_shapes(checkpoint, flow=False)
-    check_shapes(checkpoint, shapes)
+    shapes = verified(checkpoint, "text")
     device, offload = model_management.text_encoder_device(), model_management.text_encoder_offload_device()
     stored = checkpoint.weights.read("beg_of_und_embed").dtype
     weight_dtype = dtype or (stored if stored in (torch.bfloat16, torch.float32) else torch.bfloat16)
@@ -277,11 +273,5 @@ def load_text(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool
     patcher = new_patcher(model.eval().requires_grad_(False), device, offload, disable_dynamic)
     model.can_assign_sd = patcher.is_dynamic()
     model.load_sd(dict(read_weights(checkpoint.weights, shapes)))
-    patcher.cached_patcher_init = (load_text, (path, dtype))
+    patcher.cached_patcher_init = (load_text, (str(checkpoint.path), dtype))
     return patcher
-
-
-def load_clip(path: str, flow_patcher: Any, dtype: torch.dtype | None = None) -> JanusFlowCLIP:
-    """The CLIP of a checkpoint, writing with the language model of `flow_patcher`."""
-    patcher = load_text(path, dtype)
-    return JanusFlowCLIP(patcher.model, patcher, flow_patcher.clone())

@@ -10,13 +10,12 @@ alone is the unconditional branch; its time token stands where the positive prom
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...janusflow_core.checkpoint import Checkpoint, check_shapes, expected_shapes, open_checkpoint, read_weights
+from ...janusflow_core.checkpoint import Checkpoint, open_checkpoint, read_weights, verified
 from ...janusflow_core.model import JanusFlow, Prefix
 from ...janusflow_core.weights import json_tensor
 from .compat import (
@@ -241,11 +240,13 @@ def prepare_sampling(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def load_flow(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
-    """A ModelPatcher around the flow half of a checkpoint; ComfyUI calls it again when it needs a fresh copy."""
-    checkpoint = open_checkpoint(Path(path))
-    supported = SupportedJanusFlow(checkpoint)
-    shapes = expected_shapes(checkpoint, flow=True, text=False)
-    check_shapes(checkpoint, shapes)
+    """`flow_patcher` of a file or folder: what ComfyUI calls when it needs a fresh copy."""
+    return flow_patcher(open_checkpoint(path), dtype, disable_dynamic)
+
+
+def flow_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
+    """A ModelPatcher around the flow half of a checkpoint; raises ValueError for weights that do not fit."""
+    supported, shapes = SupportedJanusFlow(checkpoint), verified(checkpoint, "flow")
     device = model_management.get_torch_device()
     stored = checkpoint.weights.read("language_model.model.norm.weight").dtype
     weight_dtype = dtype or model_management.unet_dtype(
@@ -260,5 +261,5 @@ def load_flow(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool
     patcher = new_patcher(model, device, model_management.unet_offload_device(), disable_dynamic)
     model.load_model_weights(dict(read_weights(checkpoint.weights, shapes)), assign=patcher.is_dynamic())
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "janusflow", prepare_sampling)
-    patcher.cached_patcher_init = (load_flow, (path, dtype))
+    patcher.cached_patcher_init = (load_flow, (str(checkpoint.path), dtype))
     return patcher

@@ -86,6 +86,14 @@ def test_every_weight_is_the_checkpoint_s(model, clip):
         assert torch.equal(loaded[key].float(), value), key
 
 
+def test_a_checkpoint_is_opened_once(pack, monkeypatch):
+    reader, opened = pack.module("janusflow_core.checkpoint"), []
+    whole = reader._open_single
+    monkeypatch.setattr(reader, "_open_single", lambda path: opened.append(path) or whole(path))
+    pack.node("load")("janusflow-tiny")
+    assert [path.stem for path in opened] == ["janusflow-tiny"]
+
+
 @pytest.mark.parametrize("half", ["model", "clip"])
 def test_a_fresh_copy_is_loaded_when_comfyui_asks_for_one(pack, model, clip, half):
     pictured, written = draw(pack, model, clip), write(clip)

@@ -311,11 +311,7 @@ def test_a_foreign_tokenizer_is_named(folder: Path):
         ("config.json", '{"language_config": ', "micro/config.json is not valid JSON"),
         ("config.json", "[1, 2]", "micro/config.json holds a list, expected an object"),
         ("preprocessor_config.json", "null", "micro/preprocessor_config.json holds a NoneType, expected an object"),
-        (
-            "model.safetensors.index.json",
-            '{"weight_map": {"a',
-            "micro/model.safetensors.index.json is no index of weights",
-        ),
+        ("model.safetensors.index.json", '{"weight_map": {"a', "micro/model.safetensors.index.json is not valid JSON"),
         ("model.safetensors.index.json", "{}", "micro/model.safetensors.index.json is no index of weights"),
     ],
 )

@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +175,7 @@ def test_padding_is_the_truncated_mean():
     corner = preprocess(wide, ImageConfig(image_size=64))[:, 0, 0]
     grey = torch.tensor(127 / 255)
     assert torch.equal(corner, ((grey - 0.5) / 0.5).expand(3))
-    config = replace(ImageConfig(image_size=64), do_normalize=False)
+    config = ImageConfig(image_size=64, do_normalize=False)
     assert preprocess(wide, config)[0, 0, 0] == grey
 
 

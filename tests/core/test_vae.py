@@ -113,6 +113,9 @@ def test_a_batch_is_the_pictures_alone():
 def test_what_is_no_vae_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="has no config.json: expected a VAE folder"):
         load_vae_files(tmp_path)
+    (tmp_path / "config.json").write_text('{"act_fn": "si')
+    with pytest.raises(ValueError, match=f"{tmp_path.name}/config.json is not valid JSON"):
+        load_vae_files(tmp_path)
     with pytest.raises(FileNotFoundError, match="nothing.safetensors does not exist: expected a VAE"):
         load_vae_files(tmp_path / "nothing.safetensors")
     save_file({"unet.weight": torch.ones(3)}, tmp_path / "unet.safetensors")
