@@ -17,6 +17,8 @@ from .llama import Backbone
 
 # (row, token id), called in order for every new token; may raise to cancel
 OnToken = Callable[[int, int], None]
+# (logits (B, V), float32, the ids that each row has written so far) -> logits (B, V); -inf forbids a token
+LogitsRule = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,20 @@ def penalise(logits: Tensor, seen: Tensor, options: SamplingOptions) -> Tensor:
     """Make tokens less likely that a row has already said; `seen` (B, V) is boolean."""
     factor = torch.where(logits > 0, 1 / options.repetition_penalty, options.repetition_penalty)
     return torch.where(seen, logits * factor - options.presence_penalty, logits)
+
+
+def penalties(options: SamplingOptions) -> list[LogitsRule]:
+    """The rules that make a row repeat itself less; none where the options ask for none."""
+    if options.repetition_penalty == 1 and options.presence_penalty == 0:
+        return []
+
+    def rule(logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for row, ids in zip(seen, texts, strict=True):
+            row[list(ids)] = True
+        return penalise(logits, seen, options)
+
+    return [rule]
 
 
 def truncate(logits: Tensor, options: SamplingOptions) -> Tensor:
@@ -83,31 +99,33 @@ def generate(
     eos: int,
     max_new_tokens: int,
     options: SamplingOptions = SamplingOptions(),
+    rules: Sequence[LogitsRule] = (),
+    cache: KVCache | None = None,
     seeds: Sequence[int] | None = None,
     on_token: OnToken | None = None,
     attention: Attention = sdpa,
 ) -> list[list[int]]:
     """Continue prompts given as left-padded embeddings (B, T, D), `real` (B, T) marking what is not padding.
 
-    Returns the new ids of each row, the closing `eos` left out. Row k is the same alone and in any batch.
+    `rules` see the logits after the options' penalties, in order. A `cache` holds P tokens that stand before the
+    prompt: `real` is (B, P + T) then, and the cache afterwards also holds the prompt and all that was written but the
+    last token. Returns the new ids of each row, the closing `eos` left out. Row k is the same alone and in any batch.
     """
     rows, length = prompt.shape[:2]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or [0] * rows]
-    cache = KVCache(length + max_new_tokens)
-    positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)
+    cache = KVCache(length + max_new_tokens) if cache is None else cache
+    positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)[:, cache.length :]
+    rules = (*penalties(options), *rules)
     texts: list[list[int]] = [[] for _ in range(rows)]
-    done, seen, hidden = [False] * rows, None, prompt
+    done, hidden = [False] * rows, prompt
     for step in range(max_new_tokens):
         mask = left_padded_mask(real, cache.length)
         hidden = backbone(hidden, positions, mask, cache, attention)[:, -1]
         cache.keep(mask.shape[2])
         logits = head(hidden).float()  # (B, V)
-        if options.repetition_penalty != 1 or options.presence_penalty != 0:
-            seen = torch.zeros_like(logits, dtype=torch.bool) if seen is None else seen
-            logits = penalise(logits, seen, options)
+        for rule in rules:
+            logits = rule(logits, texts)
         ids = choose(logits, options, generators)
-        if seen is not None:
-            seen.scatter_(1, ids[:, None], True)
         for row, token in enumerate(ids.tolist()):
             done[row] = done[row] or token == eos
             if not done[row]:

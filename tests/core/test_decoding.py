@@ -23,6 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from janusflow_core.attention import KVCache
 from janusflow_core.decoding import SamplingOptions, choose, generate, penalise, truncate
 from janusflow_core.pipeline import JanusFlowPipeline
 
@@ -155,6 +156,59 @@ def test_a_penalty_ends_repetition():
     greedy = continue_micro([[5, 6, 7]], [0], SamplingOptions(), tokens=40)[0]
     penalised = continue_micro([[5, 6, 7]], [0], SamplingOptions(presence_penalty=1e4), tokens=40)[0]
     assert len(set(greedy)) < 40 and len(set(penalised)) == 40
+
+
+@settings(max_examples=20)
+@given(prompts, st.lists(st.integers(0, 1023), min_size=1, max_size=5), st.integers(1, 6))
+def test_a_cache_carries_a_conversation_on(rows: list[list[int]], more: list[int], tokens: int):
+    """A second turn behind a kept first one is written as if the whole conversation were read anew."""
+    pipe, seeds = micro(), list(range(len(rows)))
+    written = continue_micro(rows, seeds, tokens=tokens)
+    whole = continue_micro([row + text + more for row, text in zip(rows, written, strict=True)], seeds)
+
+    ids, real = pipe.tokenizer.pad_left(rows)
+    cache = KVCache(ids.shape[1] + tokens + len(more) + 12)
+    assert continue_micro(rows, seeds, tokens=tokens, cache=cache) == written
+    assert cache.length == ids.shape[1] + tokens - 1  # the last token was chosen, but not read yet
+    turn = torch.tensor([[text[-1], *more] for text in written])
+    seen = torch.cat((real, torch.ones(len(rows), tokens - 1 + turn.shape[1], dtype=torch.bool)), dim=1)
+    again = generate(
+        pipe.model.language_model.model,
+        pipe.model.logits,
+        pipe.model.encode_prompt,
+        pipe.model.encode_prompt(turn),
+        seen,
+        eos=-1,
+        max_new_tokens=12,
+        options=SAMPLED,
+        cache=cache,
+        seeds=seeds,
+    )
+    assert again == whole
+
+
+def test_a_rule_decides_what_may_be_written():
+    heard = []
+
+    def only_even_and_never_twice(logits: Tensor, texts: list[list[int]]) -> Tensor:
+        heard.append([list(text) for text in texts])
+        forbidden = torch.arange(logits.shape[1]).expand_as(logits) % 2 == 1
+        for row, text in enumerate(texts):
+            forbidden[row, text] = True
+        return logits.masked_fill(forbidden, float("-inf"))
+
+    texts = continue_micro([[5, 6], [7]], [0, 1], tokens=9, rules=[only_even_and_never_twice])
+    assert all(token % 2 == 0 for text in texts for token in text)
+    assert [len(set(text)) for text in texts] == [9, 9]
+    assert heard == [[text[:step] for text in texts] for step in range(9)]
+
+
+def test_rules_come_after_the_penalties():
+    def forget(logits: Tensor, texts: list[list[int]]) -> Tensor:
+        assert all((row[text] < -1e3).all() for row, text in zip(logits, texts, strict=True))
+        return logits
+
+    continue_micro([[5, 6, 7]], [0], SamplingOptions(presence_penalty=1e4), tokens=6, rules=[forget])
 
 
 # --- which tokens may be drawn ----------------------------------------------------------------------------------
