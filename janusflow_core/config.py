@@ -91,6 +91,24 @@ class LanguageConfig(Part):
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    def check_drawing(self, prompt: int, picture: int) -> None:
+        """Raise ValueError unless a prompt and a picture of so many tokens fit the model's context."""
+        tokens, limit = prompt + picture, self.max_position_embeddings
+        if tokens > limit:
+            raise ValueError(
+                f"prompt and picture need {tokens} tokens, but the model's context holds {limit}: "
+                "make them shorter or smaller."
+            )
+
+    def check_conversation(self, conversation: int, max_new_tokens: int) -> None:
+        """Raise ValueError unless a conversation of so many tokens, pictures included, and its answer fit."""
+        tokens, limit = conversation + max_new_tokens, self.max_position_embeddings
+        if tokens > limit:
+            raise ValueError(
+                f"conversation, pictures and max_new_tokens ({max_new_tokens}) need {tokens} tokens, but the model's "
+                f"context holds {limit}: make them shorter or fewer."
+            )
+
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, data: Any) -> Any:

@@ -39,6 +39,11 @@ class Prefix:
         return cls(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), [len(row) for row in rows], list(starts))
 
 
+def flow_tokens(height: int, width: int) -> int:
+    """Tokens that a latent of height x width takes: 2 x 2 values each, odd sides padded, and the time token."""
+    return 1 + -(-height // 2) * -(-width // 2)
+
+
 class JanusFlow(nn.Module):
     """The whole model, or one half of it where another module owns the other half's weights.
 

@@ -14,7 +14,7 @@ from . import decoding, image, sampling
 from .checkpoint import Checkpoint, load_model, open_checkpoint
 from .decoding import SamplingOptions
 from .device import best_device, best_dtype
-from .model import JanusFlow, Prefix
+from .model import JanusFlow, Prefix, flow_tokens
 from .tokenizer import JanusTokenizer, Message
 from .vae import LatentCodec, load_vae_files, vae_config
 
@@ -112,30 +112,25 @@ class JanusFlowPipeline:
 
         Without a negative prompt the unconditional rows see BOS alone, at the distance of the row they guide.
         """
-        positive = [self.embed_prompt(prompt) for prompt in prompts]
-        prefixes, starts = list(positive), [len(row) for row in positive]
+        rows = [self.tokenizer.generation_ids(prompt) for prompt in prompts]
+        count, starts = len(rows), [len(row) for row in rows]
         if guidance != 1.0 and negative_prompt:
-            prefixes += [self.embed_prompt(negative_prompt)] * len(positive)
-            starts += [len(row) for row in prefixes[len(positive) :]]
+            rows += [self.tokenizer.generation_ids(negative_prompt)] * count
+            starts += [len(row) for row in rows[count:]]
         elif guidance != 1.0:
-            prefixes += [row[:1] for row in positive]
+            rows += [row[:1] for row in rows]
             starts += starts
-        tokens = shape[-2] * shape[-1] // 4 + 1
-        self._check_context(max(starts) + tokens, "prompt and picture")
-        prefix = self.model.prefill(Prefix.join(prefixes, starts), tokens)
+        tokens = flow_tokens(*shape[-2:])
+        self.model.config.language.check_drawing(max(starts), tokens)
+        embeddings = [self.model.encode_prompt(torch.tensor(row, device=self.device)) for row in rows]
+        prefix = self.model.prefill(Prefix.join(embeddings, starts), tokens)
 
         def velocity(z: Tensor, t: float) -> Tensor:
-            copies = len(prefixes) // len(positive)
-            time = torch.full((len(prefixes),), t, device=z.device)
-            v = self.model.velocity(z.repeat(copies, 1, 1, 1), time, prefix)
-            return v if copies == 1 else sampling.guide(v[: len(positive)], v[len(positive) :], guidance)
+            time = torch.full((len(rows),), t, device=z.device)
+            v = self.model.velocity(z.repeat(len(rows) // count, 1, 1, 1), time, prefix)
+            return v if len(rows) == count else sampling.guide(v[:count], v[count:], guidance)
 
         return velocity
-
-    def embed_prompt(self, prompt: str) -> Tensor:
-        """The embeddings (L, D) that the picture tokens look back at."""
-        ids = torch.tensor(self.tokenizer.generation_ids(prompt), device=self.device)
-        return self.model.encode_prompt(ids)
 
     def _noise(self, rows: int, width: int | None, height: int | None, seed: int, noise: Tensor | None) -> Tensor:
         if rows == 0:
@@ -229,7 +224,7 @@ class JanusFlowPipeline:
             self.tokenizer.understanding_ids(turns, len(own)) for turns, own in zip(conversations, images, strict=True)
         ]
         tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
-        self._check_context(tokens.shape[1] + max_new_tokens, "conversation, pictures and max_new_tokens")
+        self.model.config.language.check_conversation(tokens.shape[1], max_new_tokens)
         pixels = [image.preprocess(picture, self.image_config) for own in images for picture in own]
         features = self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
         embeddings = self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, features)
@@ -246,11 +241,6 @@ class JanusFlowPipeline:
             on_token=on_token,
         )
         return [self.tokenizer.decode(text).strip() for text in texts]
-
-    def _check_context(self, tokens: int, what: str) -> None:
-        limit = self.model.config.language.max_position_embeddings
-        if tokens > limit:
-            raise ValueError(f"{what} need {tokens} tokens, but the model's context holds {limit}: make them shorter.")
 
 
 def _fraction(strength: float) -> float:

@@ -138,10 +138,11 @@ class JanusTokenizer:
 
         Raises ValueError when the text's tags and `num_images` disagree.
         """
-        return self.layout_ids(self.chat(messages, SYSTEM_PROMPT), num_images)
+        ids = self.tagged_ids(self.chat(messages, SYSTEM_PROMPT), num_images)
+        return [out for i in ids for out in (self.picture_ids if i == self.image_id else (i,))]
 
-    def layout_ids(self, text: str, num_images: int) -> list[int]:
-        """The ids of a text that is its own template, image tags laid out; without any, the images come first.
+    def tagged_ids(self, text: str, num_images: int) -> list[int]:
+        """The ids of a text that is its own template, one image id for each picture; without tags, images come first.
 
         Raises ValueError when the text's tags and `num_images` disagree.
         """
@@ -149,8 +150,12 @@ class JanusTokenizer:
             text = self.processor.image_tag * num_images + "\n" + text
         ids = self.encode(text)
         self._check_layout(ids, num_images)
-        block = [self.image_start_id, *[self.image_id] * self.processor.num_image_tokens, self.image_end_id]
-        return [out for i in ids for out in (block if i == self.image_id else (i,))]
+        return ids
+
+    @property
+    def picture_ids(self) -> list[int]:
+        """What one picture's tag is laid out as: start tag, num_image_tokens image tags, end tag."""
+        return [self.image_start_id, *[self.image_id] * self.processor.num_image_tokens, self.image_end_id]
 
     def image_mask(self, ids: Tensor) -> Tensor:
         """Where image embeddings go in ids of any shape (bool): start tag and image tokens, no end tag."""

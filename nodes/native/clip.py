@@ -21,14 +21,15 @@ from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.layout import TOKENIZER_KEY
 from ...janusflow_core.model import JanusFlow
-from ...janusflow_core.tokenizer import JanusTokenizer
+from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
 from ...janusflow_core.weights import json_tensor
 from .compat import CLIP, check_cancelled, model_management, new_patcher, ops, utils
 from .model import BOS, ComfyAttention
 
 NAME = "janusflow"
 LANGUAGE_MODEL = "diffusion_model.language_model."
-Tokens = dict[str, list[list[tuple[Any, ...]]]]
+Row = Sequence[tuple[Any, ...]]  # (token id or picture, weight, ...)
+Tokens = dict[str, list[Row]]
 
 
 class TokenizerFacade:
@@ -53,23 +54,17 @@ class TokenizerFacade:
         self, text: str, image: Tensor | None = None, skip_template: bool = False, **unused: Any
     ) -> list[Any]:
         pictures = [] if image is None else [picture[None] for picture in image]
-        if skip_template:
-            ids = self.core.layout_ids(text, len(pictures))
-        else:
-            ids = self.core.understanding_ids(self.core.question_messages(text, len(pictures)), len(pictures))
-        mask = self.core.image_mask(torch.tensor(ids)).tolist()
-        left = iter(pictures)
-        # The start tag stands for the whole picture; its image tokens are laid out again when it is embedded.
-        return [
-            {"type": "image", "data": next(left)} if token == self.core.image_start_id else token
-            for token, of_image in zip(ids, mask, strict=True)
-            if not of_image or token == self.core.image_start_id
-        ]
+        if not skip_template:
+            text = self.core.chat(self.core.question_messages(text, len(pictures)), SYSTEM_PROMPT)
+        ids, left = self.core.tagged_ids(text, len(pictures)), iter(pictures)
+        return [{"type": "image", "data": next(left)} if token == self.core.image_id else token for token in ids]
+
+    def lay_out(self, row: Row) -> list[int]:
+        """The ids of a row, every picture in it as its start, image and end tags."""
+        return [token for entry, *_ in row for token in (self.core.picture_ids if _is_picture(entry) else (entry,))]
 
     def untokenize(self, pairs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, str]]:
-        return [
-            (pair, "<image>" if isinstance(pair[0], dict) else self.core.decode([pair[0]], False)) for pair in pairs
-        ]
+        return [(pair, "<image>" if _is_picture(pair[0]) else self.core.decode([pair[0]], False)) for pair in pairs]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return self.core.decode(token_ids, skip_special_tokens).strip()
@@ -102,23 +97,26 @@ class TextModel(JanusFlow):
 
     def encode_token_weights(self, tokens: Tokens) -> tuple[Tensor, None, dict[str, Any]]:
         """Prompt embeddings (1, L, D) and, beside them, the embedding of BOS: what an emptied prompt turns into."""
-        prompt = self.embed(tokens[NAME][0], torch.float32)
-        bos = self.embed([(self.tokenizer.core.bos_id, 1.0)], torch.float32)
+        (row,) = tokens[NAME]
+        self.config.language.check_drawing(len(self.tokenizer.lay_out(row)), picture=0)
+        prompt, _ = self.embed([row], torch.float32)
+        bos, _ = self.embed([[(self.tokenizer.core.bos_id, 1.0)]], torch.float32)
         here = model_management.intermediate_device()
         return prompt.to(here), None, {BOS: bos.to(here)}
 
-    def embed(self, entries: Sequence[tuple[Any, ...]], dtype: torch.dtype) -> Tensor:
-        """Embeddings (1, T, D) of one row of tokens, pictures included."""
-        core = self.tokenizer.core
-        block = [core.image_start_id, *[core.image_id] * core.processor.num_image_tokens]
-        ids = [token for entry, *_ in entries for token in (block if isinstance(entry, dict) else [entry])]
-        pictures = [entry["data"] for entry, *_ in entries if isinstance(entry, dict)]
-        tokens = torch.tensor([ids], device=self.execution_device)
+    def embed(self, rows: Sequence[Row], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, T, D) of rows of tokens, padded on the left, and where they are real (B, T).
+
+        The pictures of all rows go through the vision encoder together.
+        """
+        core, device = self.tokenizer.core, self.execution_device
+        ids, real = (part.to(device) for part in core.pad_left([self.tokenizer.lay_out(row) for row in rows]))
+        pictures = [entry["data"] for row in rows for entry, *_ in row if _is_picture(entry)]
         pixels = [preprocess(picture, self.tokenizer.image) for data in pictures for picture in from_tensor(data)]
         features = None
         if pixels:
-            features = self.image_features(torch.stack(pixels).to(self.execution_device, dtype), ComfyAttention({}))
-        return self.embed_conversation(tokens, core.image_mask(tokens), features).to(dtype)
+            features = self.image_features(torch.stack(pixels).to(device, dtype), ComfyAttention({}))
+        return self.embed_conversation(ids, core.image_mask(ids) & real, features).to(dtype), real
 
     def load_sd(self, state_dict: dict[str, Tensor]) -> Any:
         return self.load_state_dict(state_dict, strict=False, assign=getattr(self, "can_assign_sd", False))
@@ -197,14 +195,15 @@ class JanusFlowCLIP(CLIP):
         Raises ValueError when a conversation does not fit the model's context.
         """
         text, device = self.cond_stage_model, self.patcher.load_device
+        rows = [tokens[NAME][0] for tokens in conversations]
+        longest = max(len(text.tokenizer.lay_out(row)) for row in rows)
+        text.config.language.check_conversation(longest, max_new_tokens)
         model_management.load_models_gpu([self.patcher, self.flow_patcher])
         flow = self.flow_patcher.model
         text.reset_clip_options()
         text.set_clip_options({"execution_device": device})
         with model_management.cuda_device_context(device):
-            rows = [text.embed(tokens[NAME][0], flow.get_dtype_inference())[0] for tokens in conversations]
-            _check_context(rows, max_new_tokens, text.config.language.max_position_embeddings)
-            prompt, real = _pad_left(rows)
+            prompt, real = text.embed(rows, flow.get_dtype_inference())
             return decoding.generate(
                 flow.diffusion_model.language_model.model,
                 text.logits,
@@ -220,25 +219,12 @@ class JanusFlowCLIP(CLIP):
             )
 
 
+def _is_picture(entry: Any) -> bool:
+    return isinstance(entry, dict)
+
+
 def _weight_name(key: Any) -> str:
     return key if isinstance(key, str) else key[0]
-
-
-def _pad_left(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows (T_i, D) as one left-padded batch (B, T, D), and where it is real (B, T)."""
-    prompt = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_side="left")
-    lengths = torch.tensor([len(row) for row in rows], device=prompt.device)
-    place = torch.arange(prompt.shape[1], device=prompt.device)
-    return prompt, place >= prompt.shape[1] - lengths[:, None]
-
-
-def _check_context(rows: Sequence[Tensor], max_new_tokens: int, limit: int) -> None:
-    needed = max(len(row) for row in rows) + max_new_tokens
-    if needed > limit:
-        raise ValueError(
-            f"The conversation and {max_new_tokens} new tokens need {needed} tokens, the model's context "
-            f"holds {limit}: lower max_new_tokens, shorten the question or give fewer pictures."
-        )
 
 
 def _token_counter(total: int) -> decoding.OnToken:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...janusflow_core.checkpoint import Checkpoint, open_checkpoint, read_weights, verified
-from ...janusflow_core.model import JanusFlow, Prefix
+from ...janusflow_core.model import JanusFlow, Prefix, flow_tokens
 from ...janusflow_core.weights import json_tensor
 from .compat import (
     SDXL,
@@ -146,7 +146,7 @@ class FlowModel(JanusFlow):
         cache = transformer_options.get(CACHE)
         if cache is not None:
             key = (tuple(transformer_options.get("uuids", ())), tuple(x.shape), tuple(context.shape), x.device)
-            prefix = cache.prefill(key, self, prefix, x.shape[-2] * x.shape[-1] // 4 + 1, attention)
+            prefix = cache.prefill(key, self, prefix, flow_tokens(*x.shape[-2:]), attention)
         v = self.velocity(x, 1.0 - timesteps.float() / 1000.0, prefix, attention)
         return -v[..., :height, :width]
 
@@ -172,9 +172,12 @@ class JanusFlowModel(BaseModel):
                 f"The conditioning has shape {tuple(prompt.shape)}, JanusFlow expects (1, tokens, {width}): "
                 "encode the prompt with the CLIP of the same Load JanusFlow node."
             )
+        start = kwargs.get(TIME_POSITION, prompt.shape[1])
+        height, width = kwargs.get("area", kwargs["noise"].shape[-2:])[:2]
+        self.model_config.core.language.check_drawing(start, flow_tokens(height, width))
         out["c_crossattn"] = PromptCond(prompt)
         out["prompt_lengths"] = RowNumbers([prompt.shape[1]])
-        out["time_positions"] = RowNumbers([kwargs.get(TIME_POSITION, prompt.shape[1])])
+        out["time_positions"] = RowNumbers([start])
         return out
 
     def _apply_model(

@@ -31,7 +31,7 @@ PROMPTS = {
 @torch.no_grad()
 def authors_way(pipe: JanusFlowPipeline, prompt: str, noise: torch.Tensor, steps: int, weight: float) -> torch.Tensor:
     """Everything again at every step, as in the demo's loop."""
-    row = pipe.embed_prompt(prompt)
+    row = pipe.model.encode_prompt(torch.tensor(pipe.tokenizer.generation_ids(prompt)))
     count, length = len(noise), len(row)
     rows = torch.cat((row.expand(count, -1, -1), row.expand(count, -1, -1)))
     prefix = Prefix(rows, [length] * count + [1] * count, [length] * 2 * count)
@@ -59,7 +59,7 @@ def main() -> None:
         reference = authors_way(pipe, prompt, noise, options.steps, 2.0)
         distance = (pipe.generate(**ours) - reference).norm() / reference.norm()
         print(
-            f"{name:<8} {len(pipe.embed_prompt(prompt)):>6} {theirs_s / options.steps:>15.3f} "
+            f"{name:<8} {len(pipe.tokenizer.generation_ids(prompt)):>6} {theirs_s / options.steps:>15.3f} "
             f"{ours_s / options.steps:>12.3f} {theirs_s / ours_s:>6.2f}  {distance:.1e}"
         )
 

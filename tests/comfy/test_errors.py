@@ -5,11 +5,13 @@ import json
 import graphs
 import pytest
 import torch
-from graphs import GOLDEN_FILE, MICRO_FILE, TINY, Graph, assert_sentence, failure, golden, parts
+from graphs import GOLDEN_FILE, MICRO_FILE, PROMPT, TINY, Graph, assert_sentence, failure, golden, parts, tiny
 from inprocess import load_pack
 from safetensors.torch import save_file
 
 from janusflow_core.layout import describe_files, save_folder, save_single
+
+TOO_LARGE = ["prompt and picture need 65552", "model's context holds 1024", "make them shorter or smaller"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,7 +149,34 @@ def test_more_words_than_the_context_holds_are_refused(server, node):
         graph.show(graph.generate_text(loaded[1], "What is it?", 8192, image=image))
     else:
         graph.show(graph.describe(loaded[1], image, tokens=8192))
-    failure(server, graph, node, "8192", "1024", "max_new_tokens")
+    failure(server, graph, node, "8192", "model's context holds 1024", "max_new_tokens", "make them shorter")
+
+
+@pytest.mark.parametrize("node", ["JanusFlowEncodePrompt", "CLIPTextEncode"])
+def test_a_prompt_beyond_the_context_is_refused(server, node):
+    graph = Graph()
+    loaded = graph.load()
+    graph.show(graph.add(node, clip=loaded[1], text="word " * 20_000))
+    failure(server, graph, node, "prompt and picture", "model's context holds 1024", "make them shorter")
+
+
+@pytest.mark.parametrize("sampler", ["KSampler", "JanusFlowSampler"])
+def test_a_picture_beyond_the_context_is_refused(server, sampler):
+    """4096 x 4096 pixels are 65,536 tokens: attention over them would ask for 17 GB."""
+    graph = Graph()
+    loaded = graph.load()
+    encoded = graph.encode(loaded)
+    if sampler == "KSampler":
+        graph.save(graph.ksampler(loaded, encoded[0], encoded[1], graph.empty(4096, 4096)))
+    else:
+        graph.save(graph.flow(loaded, encoded, width=4096, height=4096))
+    failure(server, graph, sampler, *TOO_LARGE)
+
+
+def test_the_library_says_the_same_of_a_picture_beyond_the_context():
+    with pytest.raises(ValueError) as caught:
+        tiny().generate(PROMPT, width=4096, height=4096)
+    assert_sentence(str(caught.value), *TOO_LARGE)
 
 
 def test_a_size_between_two_tokens_is_refused_with_a_better_one(server):

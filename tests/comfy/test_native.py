@@ -94,6 +94,17 @@ def test_a_checkpoint_is_opened_once(pack, monkeypatch):
     assert [path.stem for path in opened] == ["janusflow-tiny"]
 
 
+def test_pictures_of_a_batch_enter_the_vision_encoder_together(pack, clip):
+    pictures = torch.stack([pixels(scene((name, "circle", 30, 40))) for name in ("red", "blue", "green")])
+    encoder, batches = clip.cond_stage_model.vision_und_enc_model, []
+    hook = encoder.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    try:
+        pack.node("describe")(clip, pictures.movedim(1, -1), "What color is the circle?", 4, {"mode": "greedy"})
+    finally:
+        hook.remove()
+    assert batches == [3]
+
+
 @pytest.mark.parametrize("half", ["model", "clip"])
 def test_a_fresh_copy_is_loaded_when_comfyui_asks_for_one(pack, model, clip, half):
     pictured, written = draw(pack, model, clip), write(clip)

@@ -48,7 +48,8 @@ def golden_pipeline(name: str) -> JanusFlowPipeline:
 
 def test_hidden_states_of_every_layer_equal_golden():
     golden, pipe = tensors("components"), pipeline()
-    prompt, backbone = pipe.embed_prompt("a red cat"), pipe.model.language_model.model
+    ids, backbone = pipe.tokenizer.generation_ids("a red cat"), pipe.model.language_model.model
+    prompt = pipe.model.encode_prompt(torch.tensor(ids))
     assert golden["vel.input_ids"].tolist()[:-1] == pipe.tokenizer.generation_ids("a red cat")
     seen, length = [], len(prompt)
     hooks = [layer.register_forward_pre_hook(lambda module, args: seen.append(args[0])) for layer in backbone.layers]

@@ -16,7 +16,9 @@ ASKED = [("What color is the circle?", "red"), ("How many objects are there?", "
 
 def prompts() -> Prefix:
     pipe = micro()
-    rows = [pipe.embed_prompt(text) for text in ("a red circle", "two")]
+    rows = [
+        pipe.model.encode_prompt(torch.tensor(pipe.tokenizer.generation_ids(text))) for text in ("a red circle", "two")
+    ]
     return Prefix.join([rows[0], rows[1][:1]], [len(row) for row in rows])
 
 
