@@ -40,9 +40,9 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def logit_normal(count: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu") -> Tensor:
-    """Times (count,) in (0, 1) whose logit is standard normal: the paper's P(t), after Stable Diffusion 3."""
-    return torch.randn(count, generator=generator, device=device).sigmoid()
+def logit_normal(count: int, generator: torch.Generator) -> Tensor:
+    """Times (count,) in (0, 1) whose logit is standard normal, on the generator's device: the paper's P(t)."""
+    return torch.randn(count, generator=generator, device=generator.device).sigmoid()
 
 
 def interpolate(x: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:

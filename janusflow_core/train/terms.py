@@ -32,15 +32,16 @@ def generation_terms(
     features: Tensor,
     *,
     layer: int,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator,
     attention: Attention = sdpa,
 ) -> dict[str, Tensor]:
-    """Flow and alignment loss (B,) of latents `x` (B, 4, h, w) at times and noise drawn here (paper, eq. 7 and 8).
+    """Flow and alignment loss (B,) of latents `x` (B, 4, h, w) at drawn noise and times (paper, eq. 7 and 8).
 
-    `features` (B, N, W) of the same pictures are what the hidden states after `layer`, counted from 1, shall resemble.
+    `features` (B, N, W) of the same pictures are what the hidden states after `layer`, counted from 1, shall resemble;
+    `generator` is on their device.
     """
     noise = torch.randn(x.shape, generator=generator, device=x.device)
-    t = sampling.logit_normal(len(x), generator, x.device)
+    t = sampling.logit_normal(len(x), generator)
     with hidden_after(model.language_model.model, layer) as hidden:
         v = model.velocity(sampling.interpolate(x, noise, t), t, prompts, attention)
     projected = projector(hidden[0][:, -features.shape[1] :])

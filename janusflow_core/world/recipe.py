@@ -149,12 +149,15 @@ def drawing_terms(
     library: Library,
     indices: Sequence[int],
     rng: random.Random,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Flow and alignment loss (B,) of some scenes."""
+    """Flow and alignment loss (B,) of some scenes; `rng` draws words, `generator` noise and times."""
     ids, lengths = prompts_to_draw(library, indices, tokenizer, rng)
     prompts = Prefix.join([model.encode_prompt(torch.tensor(row)) for row in ids], lengths)
     x, features = library.latents[list(indices)].float(), library.features[list(indices)].float()
-    return generation_terms(model, projector, prompts, x, features, layer=REPA_LAYER, attention=eager)
+    return generation_terms(
+        model, projector, prompts, x, features, layer=REPA_LAYER, generator=generator, attention=eager
+    )
 
 
 def answering_terms(
@@ -184,10 +187,11 @@ def train_joint(out: Path, vae: Any, vision: Path, library: Library, samples: in
     average = {name: p.detach().clone() for name, p in trained.items()}
     steps, started = samples // batch, time.monotonic()
     optimizer = Optimizer([*trained.items(), *projector.named_parameters("projector")], is_hidden, steps)
-    torch.manual_seed(3 + rank)
-    rng, everything = random.Random(3 + rank), range(len(library.scenes))
+    rng, generator = random.Random(3 + rank), torch.Generator().manual_seed(3 + rank)
+    everything = range(len(library.scenes))
     for step in range(steps):
-        terms = drawing_terms(model, projector, tokenizer, library, rng.sample(everything, batch // world), rng)
+        drawn = rng.sample(everything, batch // world)
+        terms = drawing_terms(model, projector, tokenizer, library, drawn, rng, generator)
         terms |= answering_terms(model, tokenizer, library, rng.sample(everything, batch // world // 8), rng)
         means = {name: term.mean() for name, term in terms.items()}
         torch.stack([WEIGHTS[name] * mean for name, mean in means.items()]).sum().backward()

@@ -45,7 +45,8 @@ def test_generation_terms_train_projector_and_flow():
     projector = new_projector(model.config)
     features = recipe("features", (2, 6, model.config.vision.width), 0)
     weight = model.vision_gen_dec_aligner.weight.requires_grad_()
-    terms = generation_terms(model, projector, prompts(), recipe("x", (2, 4, 4, 6), 0), features, layer=1)
+    x, generator = recipe("x", (2, 4, 4, 6), 0), torch.Generator().manual_seed(0)
+    terms = generation_terms(model, projector, prompts(), x, features, layer=1, generator=generator)
     torch.stack([term.mean() for term in terms.values()]).sum().backward()
     assert weight.grad.abs().sum() > 0 and projector[0].weight.grad.abs().sum() > 0
     weight.requires_grad_(False).grad = None
