@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .config import JanusFlowConfig, parse_json, read_json
+from .config import JanusFlowConfig, parse_json, read_json, read_optional_json
+from .drawing import DrawingConfig
 from .image import ImageConfig
 from .layout import JSON_KEYS, TOKENIZER_KEY, VAE_FILE, VAE_FOLDER, VAE_PREFIX
 from .model import JanusFlow
@@ -33,6 +34,7 @@ class Checkpoint:
     weights: Weights
     tokenizer: JanusTokenizer | None
     image: ImageConfig
+    drawing: DrawingConfig
     vae_config: dict[str, Any] | None
     vae_weights: Weights | None
 
@@ -69,8 +71,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     config = JanusFlowConfig.from_dict(read_json(folder / "config.json"), f"{folder.name}/config.json")
     tokenizer = JanusTokenizer.from_folder(folder)
-    preprocessor = folder / "preprocessor_config.json"
-    image = _image_config(read_json(preprocessor) if preprocessor.is_file() else {}, config)
+    image = _image_config(read_optional_json(folder / "preprocessor_config.json"), config)
     vae = folder / VAE_FOLDER
     return _checked(
         Checkpoint(
@@ -80,6 +81,7 @@ def _open_folder(folder: Path) -> Checkpoint:
             weights=Weights(read_index(folder)),
             tokenizer=tokenizer,
             image=image,
+            drawing=DrawingConfig.from_json_dict(read_optional_json(folder / "drawing_config.json")),
             vae_config=read_json(vae / "config.json") if vae.is_dir() else None,
             vae_weights=Weights([TensorFile(vae / VAE_FILE)]) if vae.is_dir() else None,
         )
@@ -107,6 +109,7 @@ def _open_single(path: Path) -> Checkpoint:
             weights=weights,
             tokenizer=_single_tokenizer(path.name, weights, parsed),
             image=_image_config(parsed.get("preprocessor_config", {}), config),
+            drawing=DrawingConfig.from_json_dict(parsed.get("drawing_config", {})),
             vae_config=parsed.get("vae_config"),
             vae_weights=Weights([file], VAE_PREFIX) if has_vae else None,
         )
@@ -126,8 +129,13 @@ def _single_tokenizer(name: str, weights: Weights, parsed: Mapping[str, Any]) ->
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """Refuse a tokenizer or a picture size that does not belong to the weights."""
-    tokenizer, config = checkpoint.tokenizer, checkpoint.config
+    """Refuse a tokenizer, a picture size or a preview that does not belong to the weights."""
+    tokenizer, config, preview = checkpoint.tokenizer, checkpoint.config, checkpoint.drawing.preview
+    if preview is not None and preview.channels != config.flow.latent_channels:
+        raise ValueError(
+            f"{checkpoint.name}: drawing_config.json previews {preview.channels} latent channels, the model has "
+            f"{config.flow.latent_channels}."
+        )
     if tokenizer is None:
         return checkpoint
     if tokenizer.vocab_size > config.language.vocab_size:

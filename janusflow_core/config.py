@@ -51,6 +51,11 @@ def read_json(path: Path, expected: str = "a folder in the official layout") -> 
     return parse_json(text, f"{path.parent.name}/{path.name}")
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty when there is no such file; raises ValueError as `read_json` does."""
+    return read_json(path) if path.is_file() else {}
+
+
 def parse_json(text: str, where: str) -> dict[str, Any]:
     """The object in a JSON text; raises ValueError with one sentence that says `where` it stood."""
     try:

@@ -33,7 +33,7 @@ def convert(
         vae = origin.vae_config or {}, {key: origin.vae_weights.read(key) for key in origin.vae_weights}
     stored = weights["language_model.model.norm.weight"].dtype
     config = origin.config.model_copy(update={"torch_dtype": str(stored).removeprefix("torch.")})
-    parts = describe_files(config, origin.tokenizer, origin.image)
+    parts = describe_files(config, origin.tokenizer, origin.image, origin.drawing)
     save = save_single if target.suffix in SAFE_SUFFIXES else save_folder
     save(target, weights, parts, origin.tokenizer.json, *(vae or (None, None)))
     written = open_checkpoint(target)

@@ -1,7 +1,7 @@
 """How a JanusFlow lies on disk, and how it is written, whole or not at all.
 
 (a) The official folder: config.json, model.safetensors or shards, tokenizer.json, processor and preprocessor JSON;
-    a VAE in diffusers' layout may lie in `vae/`.
+    drawing_config.json (see drawing.py) and a VAE in diffusers' layout, in `vae/`, may lie beside them.
 (b) One .safetensors file: the weights, `config` and the other JSON in its metadata, the tokenizer as a uint8 tensor,
     the VAE below `vae.`. Files that ComfyUI saved keep the JSON among the tensors, because it writes its own metadata.
 """
@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from .config import JanusFlowConfig
+from .drawing import DrawingConfig
 from .image import ImageConfig
 from .tokenizer import JanusTokenizer
 from .weights import json_tensor, write_tensors
@@ -25,16 +26,22 @@ from .weights import json_tensor, write_tensors
 TOKENIZER_KEY = "tokenizer_json"
 VAE_PREFIX = "vae."
 VAE_FOLDER, VAE_FILE = "vae", "diffusion_pytorch_model.safetensors"
-JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "vae_config")
+JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "drawing_config", "vae_config")
 
 
-def describe_files(config: JanusFlowConfig, tokenizer: JanusTokenizer, image: ImageConfig) -> dict[str, dict[str, Any]]:
+def describe_files(
+    config: JanusFlowConfig,
+    tokenizer: JanusTokenizer,
+    image: ImageConfig,
+    drawing: DrawingConfig = DrawingConfig(),
+) -> dict[str, dict[str, Any]]:
     """The JSON parts of a checkpoint, by the names that both layouts use."""
     return {
         "config": config.to_dict(),
         "processor_config": tokenizer.processor.to_json_dict(),
         "preprocessor_config": image.to_json_dict(),
         "special_tokens_map": dict(tokenizer.special),
+        "drawing_config": drawing.to_json_dict(),
     }
 
 

@@ -14,6 +14,7 @@ from . import decoding, image, sampling
 from .checkpoint import Checkpoint, load_model, open_checkpoint
 from .decoding import SamplingOptions
 from .device import best_device, best_dtype
+from .drawing import DrawingConfig
 from .model import JanusFlow, Prefix, flow_tokens
 from .tokenizer import JanusTokenizer, Message
 from .vae import LatentCodec, load_vae_files, vae_config
@@ -32,9 +33,10 @@ class JanusFlowPipeline:
         image_config: image.ImageConfig,
         codec: LatentCodec | None,
         device: torch.device,
+        drawing: DrawingConfig = DrawingConfig(),
     ) -> None:
         self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
-        self.codec, self.device = codec, device
+        self.codec, self.device, self.drawing = codec, device, drawing
 
     @classmethod
     def from_pretrained(
@@ -55,7 +57,8 @@ class JanusFlowPipeline:
         if checkpoint.tokenizer is None or not checkpoint.has_flow:
             raise ValueError(f"{checkpoint.name} holds half of a JanusFlow only; load a whole checkpoint.")
         model = load_model(checkpoint, dtype or best_dtype(device), device)
-        return cls(model, checkpoint.tokenizer, checkpoint.image, _codec(checkpoint, vae, device), device)
+        codec = _codec(checkpoint, vae, device)
+        return cls(model, checkpoint.tokenizer, checkpoint.image, codec, device, checkpoint.drawing)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,8 +75,8 @@ class JanusFlowPipeline:
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
-        steps: int = 30,
-        guidance: float = 2.0,
+        steps: int | None = None,
+        guidance: float | None = None,
         solver: str = "euler",
         seed: int = 0,
         noise: Tensor | None = None,
@@ -85,12 +88,15 @@ class JanusFlowPipeline:
     ) -> Any:
         """Draw `num_images` pictures of each prompt; picture k equals a single run with seed + k.
 
-        Sides are in pixels, multiples of 16 (default: the trained size). `guidance` 1 means none; 2 is the paper's.
+        Sides are in pixels, multiples of 16. `guidance` 1 means none. Size, steps and guidance that are not given are
+        the checkpoint's own (`pipe.drawing`): the paper's 30 steps and guidance of 2 at the trained size by default.
         `noise` (B, 4, h, w) replaces the drawn z0. `strength` in (0, 1] is how far `init_image` is dissolved, and
         `mask` is 1 where it is painted anew. Returns a list of PIL pictures, pixels (B, 3, H, W) in [0, 1] or
         model-scale latents (B, 4, h, w). Raises ValueError for bad arguments; `on_step` may raise to cancel.
         """
         rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
+        steps = self.drawing.steps if steps is None else steps
+        guidance = self.drawing.guidance if guidance is None else guidance
         noise = self._noise(len(rows), width, height, seed, noise)
         times = sampling.time_grid(steps, start=1.0 - _fraction(strength) if init_image is not None else 0.0)
         z, inpaint = noise, None
@@ -135,8 +141,9 @@ class JanusFlowPipeline:
     def _noise(self, rows: int, width: int | None, height: int | None, seed: int, noise: Tensor | None) -> Tensor:
         if rows == 0:
             raise ValueError("there is nothing to draw: give at least one prompt and num_images of at least 1.")
-        default, channels = self.image_config.image_size, self.model.config.flow.latent_channels
-        width, height = (default if side is None else side for side in (width, height))
+        trained, channels = self.image_config.image_size, self.model.config.flow.latent_channels
+        width = (self.drawing.width or trained) if width is None else width
+        height = (self.drawing.height or trained) if height is None else height
         if noise is None:
             for name, side in (("width", width), ("height", height)):
                 if side % 16 or side < 16:

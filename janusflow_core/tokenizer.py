@@ -16,7 +16,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .config import Part, read_json, validated
+from .config import Part, read_optional_json, validated
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
@@ -92,9 +92,9 @@ class JanusTokenizer:
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
             raise FileNotFoundError(f"{path} has no tokenizer.json: point to a folder in the official layout")
-        special = _optional_json(file.with_name("tokenizer_config.json"))
-        special |= _optional_json(file.with_name("special_tokens_map.json"))
-        processor = ProcessorConfig.from_json_dict(_optional_json(file.with_name("processor_config.json")))
+        special = read_optional_json(file.with_name("tokenizer_config.json"))
+        special |= read_optional_json(file.with_name("special_tokens_map.json"))
+        processor = ProcessorConfig.from_json_dict(read_optional_json(file.with_name("processor_config.json")))
         return cls(file.read_text(encoding="utf-8"), processor, special)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
@@ -252,7 +252,3 @@ def _content(key: str, token: object) -> str:
         where = f"{key} in special_tokens_map.json or tokenizer_config.json"
         raise ValueError(f"{where} is {token!r}, expected a token's text: correct the file")
     return content
-
-
-def _optional_json(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}

@@ -35,16 +35,20 @@ class JanusFlowSampler(io.ComfyNode):
                     tooltip="Seed of the first picture; each further one adds 1.",
                 ),
                 io.Int.Input(
-                    "steps", default=30, min=1, max=1000, tooltip="Evaluations of the model. The paper uses 30."
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    tooltip="Evaluations of the model. 0 takes what suits the checkpoint: 30 for JanusFlow-1.3B.",
                 ),
                 io.Float.Input(
                     "cfg",
-                    default=2.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=30.0,
                     step=0.1,
-                    tooltip="Guidance weight. 1 is none and twice as fast, the paper's pictures use 2, the "
-                    "small model likes 3 to 5.",
+                    tooltip="Guidance weight; 1 is none and twice as fast. Below 0 takes what suits the checkpoint: 2 "
+                    "for JanusFlow-1.3B, 2.5 for janusflow-tiny.",
                 ),
                 io.Latent.Input(
                     "latent",
@@ -117,6 +121,8 @@ class JanusFlowSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         if not isinstance(model.model, JanusFlowModel):
             raise ValueError("Flow Sampler needs a JanusFlow MODEL; for other models use KSampler.")
+        drawing = model.model.model_config.drawing
+        steps, cfg = steps or drawing.steps, drawing.guidance if cfg < 0 else cfg
         start = dict(latent) if latent is not None else _empty_latent(model, width, height, batch_size)
         samples = sample.fix_empty_latent_channels(model, start["samples"])
         indices = start.get("batch_index", range(len(samples)))
@@ -141,8 +147,9 @@ class JanusFlowSampler(io.ComfyNode):
 
 
 def _empty_latent(model: Any, width: int, height: int, batch_size: int) -> dict[str, Any]:
-    trained = model.model.model_config.core.vision.image_size
-    sides = [side or trained for side in (height, width)]
+    own = model.model.model_config
+    trained = own.core.vision.image_size
+    sides = [height or own.drawing.height or trained, width or own.drawing.width or trained]
     for name, side in zip(("height", "width"), sides, strict=True):
         if side % 16:
             raise ValueError(

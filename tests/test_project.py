@@ -117,7 +117,8 @@ def nodes() -> dict[str, dict[str, dict[str, Any]]]:
         calls = [call for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(call, ast.Call)]
         described = {}
         for call in calls:
-            words = {word.arg: word.value.value for word in call.keywords if isinstance(word.value, ast.Constant)}
+            plain = [word for word in call.keywords if isinstance(word.value, ast.Constant | ast.UnaryOp)]
+            words = {word.arg: ast.literal_eval(word.value) for word in plain}
             kind = ast.unparse(call.func)
             if kind == "io.Schema":
                 found[words["node_id"]] = described
@@ -143,7 +144,7 @@ def test_a_help_page_tells_every_input_with_its_range_and_every_output(node: str
     assert set(rows) == set(NODES[node])
     for name, words in NODES[node].items():
         limits = [words[key] for key in ("default", "min", "max") if type(words.get(key)) in (int, float)]
-        told = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", rows[name])]
+        told = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", rows[name].replace("−", "-"))]
         assert {limit for limit in limits if limit < MANY} <= set(told), name
 
 

@@ -17,7 +17,7 @@ SIDE, STRIP, GAP = 240, 44, 16  # pixels: a picture, a line of words, the space 
 def main() -> None:
     """Draw, describe and lay out one column for each prompt."""
     pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny")
-    pictures = pipe.generate(PROMPTS, guidance=4.0, seed=0)
+    pictures = pipe.generate(PROMPTS, seed=1)
     height = SIDE + 2 * STRIP
     card = Image.new("RGB", (len(PROMPTS) * (SIDE + GAP) + GAP, height), "white")
     for column, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):

@@ -22,10 +22,10 @@ class Evaluate(LoadOptions):
     """Pictures of each task; their error bars shrink with the root of this."""
     scenes: int = 60
     """Renders to ask questions about."""
-    steps: int = 30
-    """Steps from noise to picture."""
-    guidance: float = 4.0
-    """How much the prompt outweighs no prompt."""
+    steps: int | None = None
+    """Steps from noise to picture; what suits the model by default."""
+    guidance: float | None = None
+    """How much the prompt outweighs no prompt; what suits the model by default."""
     seed: int = 0
     """Other seeds draw other prompts, noise and scenes."""
     held_out: bool = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +14,9 @@ from .options import LoadOptions
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from ..drawing import DrawingConfig
+    from ..pipeline import JanusFlowPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,11 @@ class Generate(LoadOptions):
     """In pixels, a multiple of 16; the size the model was trained at by default."""
     height: int | None = None
     """In pixels, a multiple of 16; the size the model was trained at by default."""
-    steps: int = 30
-    """Steps from noise to picture."""
-    guidance: float = 2.0
-    """How much the prompt outweighs the negative prompt; 1 switches guidance off."""
+    steps: int | None = None
+    """Steps from noise to picture; what suits the model by default, 30 for the official one."""
+    guidance: float | None = None
+    """How much the prompt outweighs the negative prompt, 1 is none; what suits the model by default, 2 for the official
+    one."""
     solver: Literal["euler", "heun"] = "euler"
     """heun takes twice the time of euler and needs fewer steps."""
     seed: int = 0
@@ -55,20 +60,26 @@ class Generate(LoadOptions):
         if self.strength != 1.0 and self.init_image is None:
             raise ValueError("got --strength without --init-image, which it dissolves: name that picture too")
         self.out.mkdir(parents=True, exist_ok=True)
-        from ..png import save_new
-
-        for row, picture in enumerate(self._draw()):
-            print(save_new(self.out, f"janusflow_{self.seed}", picture, self._origin(row)), flush=True)
-        return 0
-
-    def _draw(self) -> list[Image.Image]:
-        from tqdm import tqdm
-
         from ..image import open_image
         from ..pipeline import JanusFlowPipeline
+        from ..png import save_new
 
         start, mask = (path and open_image(path) for path in (self.init_image, self.mask))
         pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **self.place())
+        settled = self._settled(pipe.drawing)
+        for row, picture in enumerate(settled._draw(pipe, start, mask)):
+            print(save_new(self.out, f"janusflow_{self.seed}", picture, settled._origin(row)), flush=True)
+        return 0
+
+    def _settled(self, drawing: DrawingConfig) -> Generate:
+        """The same command with the checkpoint's own steps and guidance where none were given."""
+        steps = drawing.steps if self.steps is None else self.steps
+        return replace(self, steps=steps, guidance=drawing.guidance if self.guidance is None else self.guidance)
+
+    def _draw(
+        self, pipe: JanusFlowPipeline, start: Image.Image | None, mask: Image.Image | None
+    ) -> Sequence[Image.Image]:
+        from tqdm import tqdm
 
         def advance(*_: object) -> None:
             bar.update()

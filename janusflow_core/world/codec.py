@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..drawing import Preview
 from ..train.optimizer import Optimizer
 from .library import SEEDS, draw_scenes, pictures
 from .scenes import FRAME
@@ -63,6 +64,32 @@ def train_vae(out: Path, samples: int, batch: int = 8, kl_weight: float = 2e-4) 
             log.info("vae step %d/%d  l1 %.4f  %.0f s", step, steps, error.item(), time.monotonic() - started)
     normalise_latents(vae, pictures(draw_scenes(SEEDS["library"], 64)))
     vae.save_pretrained(out)
+
+
+def fit_preview(vae: Any, x: Tensor, units: int = 32, steps: int = 1500) -> Preview:
+    """The little network that shows latents of pictures `x` (N, 3, H, W) in their colors; SDXL's would be false."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)]) * SCALING_FACTOR
+    colors, background = F.avg_pool2d(x, 8), x[:, :, :2].mean(dim=(2, 3), keepdim=True)
+    weight = 0.3 + (colors - background).norm(dim=1, keepdim=True)  # most cells are background and hardly count
+    inner = nn.Conv2d(latents.shape[1], units, 3, padding=1, padding_mode="replicate")
+    outer = nn.Conv2d(units, 3, 1)
+    optimizer = torch.optim.AdamW([*inner.parameters(), *outer.parameters()], lr=3e-3)
+    for _ in range(steps):
+        some = torch.randint(len(x), (16,))
+        error = outer(F.silu(inner(latents[some]))) - colors[some]
+        (error.square() * weight[some]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Preview(hidden=_rows(inner), color=_rows(outer))
+
+
+def _rows(layer: nn.Conv2d) -> Any:
+    """Weights and bias of each output, rounded to what a preview needs."""
+    assert layer.bias is not None
+    rows = torch.cat((layer.weight.flatten(1), layer.bias[:, None]), dim=1).tolist()
+    return tuple(tuple(round(value, 3) for value in row) for row in rows)
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..attention import eager
 from ..config import FlowConfig, JanusFlowConfig, LanguageConfig, VisionConfig
+from ..drawing import DrawingConfig
 from ..image import ImageConfig
 from ..layout import describe_files, save_single
 from ..model import JanusFlow, Prefix
@@ -35,12 +36,13 @@ from ..train.optimizer import Optimizer, is_hidden, schedule
 from ..train.terms import generation_terms, new_projector, understanding_terms
 from ..weights import write_tensors
 from . import talk
-from .codec import VAE, autoencoder, train_vae
+from .codec import VAE, autoencoder, fit_preview, train_vae
 from .library import SEEDS, Library, draw_scenes, pictures, prompts_to_draw
 from .scenes import COLORS, FRAME, SHAPES, Scene
 
 log = logging.getLogger(__name__)
 
+GUIDANCE = 2.5  # less leaves things out, more draws some twice
 QUESTIONS = 4  # about one picture, in one row
 REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 1.0}
@@ -206,9 +208,14 @@ def train_joint(out: Path, vae: Any, vision: Path, library: Library, samples: in
             save(out, model, {**model.state_dict(), **average}, tokenizer, vae)
 
 
+def drawing_config(vae: Any) -> DrawingConfig:
+    """What suits the embedded model, and the preview of its latents."""
+    return DrawingConfig(guidance=GUIDANCE, preview=fit_preview(vae, pictures(draw_scenes(SEEDS["library"], 400))))
+
+
 def save(out: Path, model: JanusFlow, weights: Mapping[str, Tensor], tokenizer: JanusTokenizer, vae: Any) -> None:
     """Write the embedded checkpoint: the model in bfloat16, the VAE in float16, which stores it but never computes."""
-    parts = describe_files(model.config, tokenizer, ImageConfig(image_size=FRAME))
+    parts = describe_files(model.config, tokenizer, ImageConfig(image_size=FRAME), drawing_config(vae))
     save_single(
         out,
         {k: v.to(torch.bfloat16) for k, v in weights.items()},

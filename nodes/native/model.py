@@ -210,7 +210,12 @@ class SupportedJanusFlow(SupportedModel):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__({"image_model": "janusflow", "config": checkpoint.config})
-        self.core = checkpoint.config
+        self.core, self.drawing = checkpoint.config, checkpoint.drawing
+        if self.drawing.preview is not None:  # a VAE of its own: SDXL's factors and TAESD would show false colors
+            self.latent_format.latent_rgb_factors_reshape = self.drawing.preview.decode
+            self.latent_format.latent_rgb_factors = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+            self.latent_format.latent_rgb_factors_bias = None
+            self.latent_format.taesd_decoder_name = None
 
     def inpaint_model(self) -> bool:
         return False
@@ -219,8 +224,9 @@ class SupportedJanusFlow(SupportedModel):
         return JanusFlowModel(self, device=device)
 
     def process_unet_state_dict_for_saving(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        # ComfyUI writes its own metadata, so the config travels among the tensors.
-        return {**state_dict, "config": json_tensor(json.dumps(self.core.to_dict()))}
+        # ComfyUI writes its own metadata, so these travel among the tensors.
+        parts = {"config": self.core.to_dict(), "drawing_config": self.drawing.to_json_dict()}
+        return {**state_dict, **{name: json_tensor(json.dumps(values)) for name, values in parts.items()}}
 
 
 def is_unconditional(cond: dict[str, Any]) -> bool:

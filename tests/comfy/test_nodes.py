@@ -4,6 +4,7 @@ import io
 import json
 
 import graphs
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
@@ -53,6 +54,16 @@ def test_no_size_means_the_trained_size(server):
     graph = Graph()
     loaded = graph.load()
     assert relative(graph.latents(server, graph.flow(loaded, graph.encode(loaded)))[0], drawn(tiny())) <= 1e-4
+
+
+def test_what_the_widgets_leave_to_the_checkpoint_is_its_own(server):
+    graph = Graph()
+    loaded = graph.load()
+    encoded = graph.encode(loaded)
+    own, none = graph.flow(loaded, encoded, steps=0, cfg=-1.0), graph.flow(loaded, encoded, steps=0, cfg=0.0)
+    found, unguided = graph.latents(server, own, none)
+    assert relative(found, tiny().generate(PROMPT, seed=7, output="latent")) <= 1e-4
+    assert relative(unguided, tiny().generate(PROMPT, seed=7, guidance=0.0, output="latent")) <= 1e-4
 
 
 @pytest.mark.parametrize("steps", [4, 13, 30])
@@ -290,7 +301,7 @@ def test_both_decoders_give_the_library_s_pictures(server):
     native = graph.add("VAEDecode", samples=sampled, vae=loaded[2])
     ours = graph.add("JanusFlowVAEDecode", samples=sampled, vae=loaded[2], longest_side=0)
     first, second = graph.pictures(server, native, ours)
-    expected = tiny().generate(PROMPT, steps=4, seed=7, num_images=2, output="pixels")
+    expected = tiny().generate(PROMPT, steps=4, guidance=2.0, seed=7, num_images=2, output="pixels")
     assert torch.equal(first, second) and (first - expected).abs().max() <= 1.01 / 255
 
 
@@ -449,6 +460,21 @@ def test_a_sampler_shows_its_progress_and_its_picture(server, kind):
     shown = previews(result, sampled)
     assert len(shown) == 4 and shown[-1].width * 2 == shown[-1].height * 3 + 1
     assert len(set(shown[-1].convert("L").tobytes())) > 8
+
+
+def test_a_preview_has_the_colors_of_its_picture(server):
+    """The VAE of janusflow-tiny has latents of its own, which SDXL's factors would show in false colors."""
+    graph = Graph()
+    loaded = graph.load(TINY, vae="from checkpoint")
+    sampled = graph.flow(loaded, graph.encode(loaded, "a purple heart"), seed=1, steps=20, cfg=2.5)
+    decoded = graph.add("VAEDecode", samples=sampled, vae=loaded[2])
+    kept = graph.add("SaveImage", images=decoded, filename_prefix="preview")
+    result = graph.run(server)
+    with Image.open(server.output_path(result.outputs[kept.name]["images"][0])) as picture:
+        small = picture.convert("RGB").resize((12, 12), Image.Resampling.BOX)
+    shown = previews(result, sampled)[-1].convert("RGB").resize((12, 12), Image.Resampling.BOX)
+    error = np.asarray(shown, float) - np.asarray(small, float)
+    assert np.abs(error).mean() < 12 and np.abs(error[np.asarray(small).min(axis=2) < 120]).mean() < 45
 
 
 def events_after_interrupt(server, graph, node):

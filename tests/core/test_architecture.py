@@ -22,7 +22,7 @@ FLOORS = [
     {"decoding", "layout", "sampling", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
-    {"attention", "config", "device", "image", "png", "tokenizer"},
+    {"attention", "config", "device", "drawing", "image", "png", "tokenizer"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_CHAIN, LONGEST_FILE = 6, 330

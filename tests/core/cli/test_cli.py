@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,14 @@ def test_pictures_are_the_pipelines_and_know_their_origin(capsys, tmp_path, pipe
             assert found.text == {
                 "prompt": PROMPTS[row // 2], "seed": str(7 + row), "steps": "2", "guidance": "2.0", "solver": "euler",
                 "model": "tiny", "version": f"janusflow {__version__}"}  # fmt: skip
+
+
+def test_the_origin_names_the_checkpoints_own_settings(capsys, tmp_path):
+    shutil.copytree(TINY, tmp_path / "tiny")
+    (tmp_path / "tiny" / "drawing_config.json").write_text('{"steps": 1, "guidance": 4.5}')
+    run(capsys, "generate", "a heart", "--model", tmp_path / "tiny", *DRAW[2:-2], "--out", tmp_path)
+    with Image.open(tmp_path / "janusflow_0_0.png") as found:
+        assert (found.text["steps"], found.text["guidance"]) == ("1", "4.5")
 
 
 def test_the_origin_makes_the_picture_again(capsys, tmp_path):
