@@ -38,6 +38,20 @@ class Prefix:
         """Pad prompts (L_i, D) on the right into one batch."""
         return cls(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), [len(row) for row in rows], list(starts))
 
+    def layout(self, new: int) -> tuple[Tensor, Tensor]:
+        """Positions (B, T) and mask of `new` [time, picture] tokens, which see their prompt and what came before them.
+
+        Without a cache the prompts come first in both: T is L + `new`, else `new`.
+        """
+        (rows, length), device = self.embeddings.shape[:2], self.embeddings.device
+        starts = torch.tensor(self.starts, device=device)[:, None]
+        positions = starts + torch.arange(new, device=device)  # (B, 1 + N)
+        if self.cache is None:
+            before = torch.arange(length, device=device).expand(rows, -1)
+            positions = torch.cat((before, positions), dim=1)
+        first = 0 if self.cache is None else length
+        return positions, prefix_mask(self.lengths, length, length + new, first, device)
+
 
 def flow_tokens(height: int, width: int) -> int:
     """Tokens that a latent of height x width takes: 2 x 2 values each, odd sides padded, and the time token."""
@@ -129,27 +143,32 @@ class JanusFlow(nn.Module):
 
         `z` and `t` stay in float32 up to the first layer, whatever the weights (paper, section 3.2, eq. 4).
         """
-        dtype = prefix.embeddings.dtype
-        features, t_emb = self.vision_gen_enc_model(z.to(dtype), 1000.0 * t.float())  # (B, C, h/2, w/2), (B, D)
-        tokens = self.vision_gen_enc_aligner(features.flatten(2).transpose(1, 2))  # (B, N, D)
-        hidden = self._look_back(torch.cat((t_emb[:, None], tokens), dim=1), prefix, attention)
-        hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden[:, -tokens.shape[1] :]))
+        positions, mask = prefix.layout(flow_tokens(*z.shape[2:]))
+        return self.flow(z, t, prefix.embeddings, positions, mask, prefix.cache, attention)
+
+    def flow(
+        self,
+        z: Tensor,
+        t: Tensor,
+        prompt: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: KVCache | None = None,
+        attention: Attention = sdpa,
+    ) -> Tensor:
+        """The same of tensors alone, as torch.compile wants it; `positions` and `mask` as `Prefix.layout` gives them.
+
+        `prompt` (B, L, D) is read again unless the `cache` holds its keys and values.
+        """
+        features, t_emb = self.vision_gen_enc_model(z.to(prompt.dtype), 1000.0 * t.float())  # (B, C, h/2, w/2), (B, D)
+        picture = self.vision_gen_enc_aligner(features.flatten(2).transpose(1, 2))  # (B, N, D)
+        tokens = torch.cat((t_emb[:, None], picture), dim=1)
+        if cache is None:
+            tokens = torch.cat((prompt, tokens), dim=1)
+        hidden = self.language_model.model(tokens, positions, mask, cache, attention)[:, -picture.shape[1] :]
+        hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden))
         grid = hidden.transpose(1, 2).unflatten(2, features.shape[2:])  # (B, C, h/2, w/2)
         return self.vision_gen_dec_model(grid, features, t_emb).float()
-
-    def _look_back(self, tokens: Tensor, prefix: Prefix, attention: Attention) -> Tensor:
-        """Hidden states of [time, picture] tokens (B, 1 + N, D), which see their prompt and what came before them."""
-        device, length = tokens.device, prefix.embeddings.shape[1]
-        new, total = tokens.shape[1], length + tokens.shape[1]
-        starts = torch.tensor(prefix.starts, device=device)[:, None]
-        positions = starts + torch.arange(new, device=device)  # (B, 1 + N)
-        if prefix.cache is None:
-            before = torch.arange(length, device=device).expand(tokens.shape[0], -1)
-            positions = torch.cat((before, positions), dim=1)
-            tokens = torch.cat((prefix.embeddings, tokens), dim=1)
-        first = length if prefix.cache is not None else 0
-        mask = prefix_mask(prefix.lengths, length, total, first, device)
-        return self.language_model.model(tokens, positions, mask, prefix.cache, attention)[:, -new:]
 
     # --- from nothing -------------------------------------------------------------------------------------------
 
