@@ -34,9 +34,11 @@ class Prefix:
     cache: KVCache | None = None
 
     @classmethod
-    def join(cls, rows: Sequence[Tensor], starts: Sequence[int]) -> Prefix:
-        """Pad prompts (L_i, D) on the right into one batch."""
-        return cls(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), [len(row) for row in rows], list(starts))
+    def join(cls, rows: Sequence[Tensor], starts: Sequence[int], length: int = 0) -> Prefix:
+        """Pad prompts (L_i, D) on the right into one batch, of at least `length` tokens."""
+        padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        padded = nn.functional.pad(padded, (0, 0, 0, max(length - padded.shape[1], 0)))
+        return cls(padded, [len(row) for row in rows], list(starts))
 
     def layout(self, new: int) -> tuple[Tensor, Tensor]:
         """Positions (B, T) and mask of `new` [time, picture] tokens, which see their prompt and what came before them.

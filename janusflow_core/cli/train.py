@@ -6,24 +6,30 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model from nothing."""
+    """Train a model from nothing, or further."""
 
     recipe: Literal["tiny"]
-    """tiny: the bundled model, about two hours on two cores."""
+    """tiny: the bundled model, on all CPU cores or a GPU."""
     out: Path = Path("runs/tiny")
-    """Folder for what each stage leaves; a stage that is done is not run again."""
-    scale: float = 1.0
-    """Part of the full training; 0.001 runs every stage in a minute, to no use."""
+    """Folder for what each stage leaves; the same command goes on where a stopped one was."""
+    minutes: float = 100.0
+    """How long to train, all stages together; 1 tries every stage, to no use."""
+    start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Go on from this checkpoint of the bundled model's shape, its VAE and eyes kept, instead of from nothing."""
 
     def run(self) -> int:
-        """Train; the status is 0."""
+        """Train and print the path of the checkpoint; the status is 0."""
+        if self.minutes <= 0:
+            raise ValueError(f"got --minutes {self.minutes:g}, expected a positive number")
         from ..world.recipe import train
 
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-        train(self.out, self.scale)
+        print(train(self.out, self.minutes, self.start))
         return 0

@@ -34,6 +34,10 @@ class Packed:
     segments: Tensor
     image_mask: Tensor
 
+    def to(self, device: torch.device) -> Packed:
+        """The same on another device."""
+        return Packed(**{name: value.to(device) for name, value in vars(self).items()})
+
 
 def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) -> Conversation:
     """Questions and answers about one picture, each question exactly as inference asks it."""
@@ -49,9 +53,14 @@ def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) ->
     return Conversation(start, segments, labels)
 
 
-def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer) -> Packed:
-    """Conversations of any length as one batch, padded on the right; every segment counts on from the beginning."""
-    ids, labels, positions, segments = (_padded(columns, fill) for columns, fill in _columns(rows, tokenizer.pad_id))
+def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 0) -> Packed:
+    """Conversations as one batch of at least `length` tokens, padded on the right.
+
+    Every segment counts on from the beginning.
+    """
+    ids, labels, positions, segments = (
+        _padded(columns, fill, length) for columns, fill in _columns(rows, tokenizer.pad_id)
+    )
     return Packed(ids, labels, positions, segments, tokenizer.image_mask(ids))
 
 
@@ -65,6 +74,6 @@ def _columns(rows: Sequence[Conversation], pad_id: int) -> list[tuple[list[list[
     return [(ids, pad_id), (labels, IGNORE), (positions, 0), (segments, 0)]
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    longest = max(map(len, rows))
+def _padded(rows: Sequence[Sequence[int]], fill: int, length: int) -> Tensor:
+    longest = max(length, *map(len, rows))
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

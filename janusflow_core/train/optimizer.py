@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
-def schedule(step: int, steps: int, warmup: int = 50) -> float:
-    """Learning-rate factor in (0, 1]: warm up, hold for half of the run, then fall linearly to nearly nothing."""
-    return min((step + 1) / warmup, 1.0, max(2.0 * (steps - step) / steps, 0.01))
+def schedule(progress: float, step: int, hold: float = 0.5, warmup: int = 50) -> float:
+    """Learning-rate factor in (0, 1]: warm up, hold up to `hold` of the run, then fall linearly to nearly nothing.
+
+    `progress` in [0, 1] is the part of the run that is over, by steps or by the clock; `step` counts from 0.
+    """
+    return min((step + 1) / warmup, 1.0, max((1.0 - progress) / (1.0 - hold), 0.01))
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -32,18 +35,17 @@ def is_hidden(name: str) -> bool:
 
 
 class Optimizer:
-    """Muon for hidden matrices and convolutions (flattened), AdamW for everything else, under one schedule."""
+    """Muon for hidden matrices and convolutions (flattened), AdamW for everything else."""
 
     def __init__(
         self,
         named: Iterable[tuple[str, nn.Parameter]],
         muon: Callable[[str], bool],
-        steps: int,
         muon_lr: float = 0.02,
         adam_lr: float = 2e-3,
     ) -> None:
         named = list(named)
-        self.steps, self.rates = steps, (muon_lr, adam_lr)
+        self.rates = (muon_lr, adam_lr)
         self.hidden = [p for name, p in named if p.dim() >= 2 and muon(name)]
         chosen = {id(p) for p in self.hidden}
         self.views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.hidden]  # shares the weights' memory
@@ -53,10 +55,10 @@ class Optimizer:
         )
         self.parameters = [p for _, p in named]
 
-    def step(self, step: int) -> None:
-        """Update once from the gradients, then clear them; `step` counts from 0."""
+    def step(self, factor: float) -> None:
+        """Update once from the gradients at `factor` of the full rate, then clear them."""
         for optimizer, rate in zip((self.muon, self.adam), self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * schedule(step, self.steps)
+            optimizer.param_groups[0]["lr"] = rate * factor
         average_gradients(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, 1.0, error_if_nonfinite=True)
         for view, weight in zip(self.views, self.hidden, strict=True):
@@ -65,3 +67,22 @@ class Optimizer:
         self.adam.step()
         for weight in self.parameters:
             weight.grad = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Momenta and counts by name: what a later run needs to go on as if it had never stopped."""
+        return {
+            f"{kind}.{index}.{name}": value
+            for kind, optimizer in (("muon", self.muon), ("adam", self.adam))
+            for index, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `tensors` gave."""
+        for kind, optimizer in (("muon", self.muon), ("adam", self.adam)):
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                of, index, name = key.split(".", 2)
+                if of == kind:
+                    state.setdefault(int(index), {})[name] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..drawing import Preview
+from ..train.loop import Budget, Stage, fit, streams
+from ..train.machine import rank, world
 from ..train.optimizer import Optimizer
 from .library import SEEDS, draw_scenes, pictures
 from .scenes import FRAME
-
-log = logging.getLogger(__name__)
 
 SCALING_FACTOR = 0.13025  # as SDXL's VAE, so that latents are interchangeable
 # 32 groups because ComfyUI's own autoencoder has that number built in.
@@ -45,25 +43,33 @@ def autoencoder(folder: Path | None = None) -> Any:
     return AutoencoderKL(**VAE) if folder is None else AutoencoderKL.from_pretrained(folder)
 
 
-def train_vae(out: Path, samples: int, batch: int = 8, kl_weight: float = 2e-4) -> None:
-    """Train the KL autoencoder on 40-pixel crops, then scale its latents to deviation 1 / 0.13025."""
+def train_vae(out: Path, budget: Budget, batch: int = 8, kl_weight: float = 2e-4) -> None:
+    """Train the KL autoencoder on 40-pixel crops, then scale its latents to deviation 1 / 0.13025.
+
+    `batch` crops a step, divided among the processes.
+    """
     torch.manual_seed(0)
-    vae, steps = autoencoder(), samples // batch
+    vae, own = autoencoder(), max(batch // world(), 1)
     # Posteriors start narrow: at the usual deviation of 1 the noise drowns the untrained means for thousands of steps.
     nn.init.constant_(vae.quant_conv.bias[VAE["latent_channels"] :], -6.0)
     outer = ("encoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
-    optimizer = Optimizer(vae.named_parameters(), lambda name: not name.startswith(outer), steps)
-    generator, started = torch.Generator().manual_seed(0), time.monotonic()
-    for step in range(steps):
-        x = crops(pictures(draw_scenes(SEEDS["vae"] + step, batch)), 40, generator)
+    named = dict(vae.named_parameters())
+    optimizer = Optimizer(named.items(), lambda name: not name.startswith(outer))
+    weights = {"l1": 1.0, "kl": kl_weight}
+    stage = Stage("vae", out.with_name("vae.state.safetensors"), named, optimizer, weights)
+
+    def terms(step: int) -> dict[str, Tensor]:
+        rng, generator = streams(SEEDS["vae"], step)
+        x = crops(pictures(draw_scenes(rng.getrandbits(40), own)), 40, generator)
         posterior = vae.encode(x).latent_dist
-        error = F.l1_loss(vae.decode(posterior.sample()).sample, x)
-        (error + kl_weight * posterior.kl().mean() / posterior.mean[0].numel()).backward()
-        optimizer.step(step)
-        if step % 50 == 0 or step == steps - 1:
-            log.info("vae step %d/%d  l1 %.4f  %.0f s", step, steps, error.item(), time.monotonic() - started)
-    normalise_latents(vae, pictures(draw_scenes(SEEDS["library"], 64)))
-    vae.save_pretrained(out)
+        error = (vae.decode(posterior.sample(generator)).sample - x).abs()
+        return {"l1": error, "kl": posterior.kl() / posterior.mean[0].numel()}
+
+    fit(stage, budget, terms)
+    if rank() == 0:
+        normalise_latents(vae, pictures(draw_scenes(SEEDS["library"], 64)))
+        vae.save_pretrained(out.with_name("vae.partial"))
+        out.with_name("vae.partial").rename(out)
 
 
 def fit_preview(vae: Any, x: Tensor, units: int = 32, steps: int = 1500) -> Preview:

@@ -11,18 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..attention import eager
 from ..tokenizer import JanusTokenizer
+from ..train.machine import Machine, rank, world
 from ..weights import write_tensors
 from . import talk
 from .scenes import Scene, render
 
 log = logging.getLogger(__name__)
 
-SEEDS = {"vae": 0, "vision": 10**6, "library": 2 * 10**6}  # stages must not see one another's scenes
+SEEDS = {
+    "vae": 0,
+    "vision": 10**6,
+    "library": 2 * 10**6,
+    "joint": 3 * 10**6,
+}  # stages must not see one another's scenes
 
 
 def pictures(scenes: Sequence[Scene]) -> Tensor:
@@ -47,25 +54,43 @@ class Library:
     prompts: list[str]
 
     @classmethod
-    def build(cls, cache: Path, vae: Any, encoder: nn.Module, count: int, batch: int = 32) -> Library:
-        """Draw `count` scenes and encode them, or read the encodings of an earlier run from the file `cache`."""
+    def build(cls, folder: Path, vae: Any, encoder: nn.Module, count: int, machine: Machine) -> Library:
+        """Draw `count` scenes and encode them, each process its share, or read what an earlier run left in `folder`."""
+        shares = [list(range(part, count, world())) for part in range(world())]
+        files = [folder / f"{part}_of_{world()}_{count}.safetensors" for part in range(world())]
         rng = random.Random(SEEDS["library"])
         examples = [talk.sample_training_example(rng) for _ in range(count)]
-        if not cache.exists():
-            write_tensors(cache, encode_scenes([scene for _, _, scene in examples], vae, encoder, batch))
-        stored = load_file(cache)
-        return cls(stored["latents"], stored["features"], [e[2] for e in examples], [e[0] for e in examples])
+        if not files[rank()].exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            own = [examples[i][2] for i in shares[rank()]]
+            write_tensors(files[rank()], encode_scenes(own, vae, encoder, machine))
+        if dist.is_initialized():
+            dist.barrier()
+        stored, order = [load_file(file) for file in files], [i for share in shares for i in share]
+        latents, features = (torch.cat([part[name] for part in stored]) for name in ("latents", "features"))
+        return cls(latents, features, [examples[i][2] for i in order], [examples[i][0] for i in order])
+
+    def to(self, device: torch.device) -> Library:
+        """The same with its tensors on another device."""
+        return Library(self.latents.to(device), self.features.to(device), self.scenes, self.prompts)
 
 
 @torch.no_grad()
-def encode_scenes(scenes: Sequence[Scene], vae: Any, encoder: nn.Module, batch: int) -> dict[str, Tensor]:
+def encode_scenes(
+    scenes: Sequence[Scene], vae: Any, encoder: nn.Module, machine: Machine, batch: int = 32
+) -> dict[str, Tensor]:
     """Model-scale latents and understanding features of rendered scenes, in float16."""
     latents, features = [], []
+    encode = machine.compiled(lambda x: vae.encode(x).latent_dist.mean)
+    see = machine.compiled(lambda x: encoder(x, eager))
     for first in range(0, len(scenes), batch):
-        x = pictures(scenes[first : first + batch])
-        latents.append((vae.encode(x).latent_dist.mean * vae.config.scaling_factor).half())
-        features.append(encoder(x, eager).half())
-        if first % (20 * batch) == 0:
+        some = list(scenes[first : first + batch])
+        x = pictures(some + some[:1] * (batch - len(some))).to(machine.device)  # one shape, compiled once
+        with machine.autocast():
+            z, seen = encode(x), see(x)
+        latents.append((z.float() * vae.config.scaling_factor)[: len(some)].half().cpu())
+        features.append(seen[: len(some)].half().cpu())
+        if first % (100 * batch) == 0:
             log.info("library %d/%d", first, len(scenes))
     return {"latents": torch.cat(latents), "features": torch.cat(features)}
 

@@ -1,9 +1,10 @@
-"""How the embedded model is made, on two CPU cores: VAE, then understanding encoder, then everything together.
+"""How the embedded model is made: VAE, then understanding encoder, then everything together, each for its minutes.
 
-    janusflow train tiny --out runs/tiny                      about two hours on two cores
-    janusflow train tiny --out runs/smoke --scale 0.001       a minute: every stage, no use
+    janusflow train tiny --out runs/tiny --minutes 100              from nothing; the same command goes on after a stop
+    janusflow train tiny --out runs/more --minutes 60 --from FILE   from a checkpoint like it, whose eyes and VAE stay
+    janusflow train tiny --out runs/smoke --minutes 1               every stage, to no use
 
-Each stage writes its result under `out`; a stage whose result is there is not run again.
+Each stage keeps its state under `out`; a stage whose result is there is not run again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-import time
+import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -19,36 +21,41 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
-from ..attention import eager
+from ..attention import eager, sdpa
+from ..checkpoint import load_model, open_checkpoint
 from ..config import FlowConfig, JanusFlowConfig, LanguageConfig, VisionConfig
+from ..device import best_device
 from ..drawing import DrawingConfig
 from ..image import ImageConfig
 from ..layout import describe_files, save_single
 from ..model import JanusFlow, Prefix
 from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenizer, ProcessorConfig
-from ..train.data import conversation, pack
-from ..train.optimizer import Optimizer, is_hidden, schedule
-from ..train.terms import generation_terms, new_projector, understanding_terms
-from ..weights import write_tensors
+from ..train.data import Packed, conversation, pack
+from ..train.loop import Budget, Stage, fit, streams
+from ..train.machine import Machine, rank, world
+from ..train.optimizer import Optimizer, is_hidden
+from ..train.terms import Terms, new_projector
 from . import talk
 from .codec import VAE, autoencoder, fit_preview, train_vae
+from .eyes import PREFIX, train_eyes
 from .library import SEEDS, Library, draw_scenes, pictures, prompts_to_draw
-from .scenes import COLORS, FRAME, SHAPES, Scene
+from .scenes import FRAME
 
 log = logging.getLogger(__name__)
 
 GUIDANCE = 2.5  # less leaves things out, more draws some twice
-QUESTIONS = 4  # about one picture, in one row
 REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 1.0}
-
-
-# --- the model's shapes and words -------------------------------------------------------------------------------
+DRAWN, ASKED, QUESTIONS = 192, 48, 4  # pictures a step to draw and to ask about, questions about one of these
+PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 144  # the longest, so that shapes are fixed and compiled once
+SHARES = {"vae": 0.22, "eyes": 0.12}  # of the minutes; the rest is for everything together
+LIBRARY, LIBRARY_A_MINUTE = 48_000, 480  # scenes encoded beforehand; fewer where there is little time
+COMPILING_PAYS = 10.0  # minutes: compiling takes one to three
 
 
 def config() -> JanusFlowConfig:
@@ -94,164 +101,175 @@ def build_tokenizer() -> JanusTokenizer:
     return JanusTokenizer(bpe.to_str(), processor, DEFAULT_SPECIAL)
 
 
-# --- stage 2: eyes ----------------------------------------------------------------------------------------------
+# --- everything together ----------------------------------------------------------------------------------------
 
 
-def patch_labels(scenes: Sequence[Scene]) -> Tensor:
-    """What lies under the middle of each 16-pixel patch, (B, 36): 0 for nothing, else 1 + color * 6 + shape."""
-    labels, colors = torch.zeros(len(scenes), 6, 6, dtype=torch.long), list(COLORS)
-    middle = torch.arange(6) * 16 + 8
-    for row, scene in enumerate(scenes):
-        for item in scene.objects:
-            near = (middle[:, None] - item.y) ** 2 + (middle[None, :] - item.x) ** 2 < (item.radius + 4) ** 2
-            labels[row][near] = 1 + colors.index(item.color) * len(SHAPES) + SHAPES.index(item.shape)
-    return labels.flatten(1)
-
-
-def train_vision(out: Path, samples: int, batch: int = 64, lr: float = 1.5e-3) -> None:
-    """Teach the understanding encoder shapes and colors by dense labels; later it stays frozen, as in the paper."""
-    torch.manual_seed(1)
-    model = JanusFlow(config(), flow=False)
-    model.init_weights()
-    encoder, head = model.vision_und_enc_model, nn.Linear(160, 1 + len(COLORS) * len(SHAPES))
-    optimizer = torch.optim.AdamW(
-        [*encoder.parameters(), *head.parameters()], lr=lr, betas=(0.9, 0.95), weight_decay=0.01
-    )
-    steps, started = samples // batch, time.monotonic()
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * schedule(step, steps)
-        scenes = draw_scenes(SEEDS["vision"] + step, batch)
-        logits = head(encoder(pictures(scenes), eager))
-        labels = patch_labels(scenes)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-        loss.backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 50 == 0 or step == steps - 1:
-            right = (logits.argmax(-1) == labels)[labels > 0].float().mean().item()
-            log.info(
-                "vision step %d/%d  loss %.4f  right %.3f  %.0f s",
-                step,
-                steps,
-                loss.item(),
-                right,
-                time.monotonic() - started,
-            )
-    write_tensors(out, {f"vision_und_enc_model.{k}": v for k, v in encoder.state_dict().items()})
-
-
-# --- stage 3: both directions together --------------------------------------------------------------------------
-
-
-def drawing_terms(
-    model: JanusFlow,
-    projector: nn.Module,
-    tokenizer: JanusTokenizer,
-    library: Library,
-    indices: Sequence[int],
-    rng: random.Random,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Flow and alignment loss (B,) of some scenes; `rng` draws words, `generator` noise and times."""
-    ids, lengths = prompts_to_draw(library, indices, tokenizer, rng)
-    prompts = Prefix.join([model.encode_prompt(torch.tensor(row)) for row in ids], lengths)
-    x, features = library.latents[list(indices)].float(), library.features[list(indices)].float()
-    return generation_terms(
-        model, projector, prompts, x, features, layer=REPA_LAYER, generator=generator, attention=eager
-    )
-
-
-def answering_terms(
+def drawing_batch(
     model: JanusFlow, tokenizer: JanusTokenizer, library: Library, indices: Sequence[int], rng: random.Random
-) -> dict[str, Tensor]:
-    """Response loss (B,) of up to QUESTIONS questions about each of some scenes."""
+) -> Prefix:
+    """The prompts of some scenes, at the fixed length."""
+    ids, lengths = prompts_to_draw(library, indices, tokenizer, rng)
+    device = library.latents.device
+    rows = [model.encode_prompt(torch.tensor(row, device=device)) for row in ids]
+    return Prefix.join(rows, lengths, PROMPT_TOKENS)
+
+
+def asking_batch(tokenizer: JanusTokenizer, library: Library, indices: Sequence[int], rng: random.Random) -> Packed:
+    """Up to QUESTIONS questions about each of some scenes, with their answers, at the fixed length."""
     rows = []
     for i in indices:
         asked = [(question, answer) for _, question, answer in talk.questions(library.scenes[i], rng)]
         rows.append(conversation(tokenizer, rng.sample(asked, min(QUESTIONS, len(asked)))))
-    return understanding_terms(model, pack(rows, tokenizer), library.features[list(indices)].float(), eager)
+    return pack(rows, tokenizer, CONVERSATION_TOKENS).to(library.latents.device)
 
 
-def train_joint(out: Path, vae: Any, vision: Path, library: Library, samples: int, batch: int = 96) -> None:
-    """Train both directions at once, all but the VAE and the frozen eyes; writes the single file `out`.
-
-    `batch` pictures a step, and an eighth as many to ask about, divided among the processes.
-    """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def train_joint(
+    out: Path, model: JanusFlow, vae: Any, library: Library, machine: Machine, budget: Budget, peak: float, hold: float
+) -> None:
+    """Train both directions at once, all but the VAE and the frozen eyes; writes the checkpoint `out` at the end."""
     torch.manual_seed(2)
-    tokenizer, model = build_tokenizer(), JanusFlow(config())
-    model.init_weights()
-    model.load_state_dict(load_file(vision), strict=False)
+    tokenizer, projector = build_tokenizer(), new_projector(model.config).to(machine.device)
     model.vision_und_enc_model.requires_grad_(False)
-    projector = new_projector(model.config)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    average = {name: p.detach().clone() for name, p in trained.items()}
-    steps, started = samples // batch, time.monotonic()
-    optimizer = Optimizer([*trained.items(), *projector.named_parameters("projector")], is_hidden, steps)
-    rng, generator = random.Random(3 + rank), torch.Generator().manual_seed(3 + rank)
-    everything = range(len(library.scenes))
-    for step in range(steps):
-        drawn = rng.sample(everything, batch // world)
-        terms = drawing_terms(model, projector, tokenizer, library, drawn, rng, generator)
-        terms |= answering_terms(model, tokenizer, library, rng.sample(everything, batch // world // 8), rng)
-        means = {name: term.mean() for name, term in terms.items()}
-        torch.stack([WEIGHTS[name] * mean for name, mean in means.items()]).sum().backward()
-        optimizer.step(step)
-        with torch.no_grad():
-            for name, weight in trained.items():
-                average[name].lerp_(weight, 0.01)  # EMA 0.99, as the paper's
-        if rank == 0 and (step % 50 == 0 or step == steps - 1):
-            shown = "  ".join(f"{name} {mean.item():.4f}" for name, mean in means.items())
-            log.info("joint step %d/%d  %s  %.0f s", step, steps, shown, time.monotonic() - started)
-        if rank == 0 and (step % 500 == 499 or step == steps - 1):
-            save(out, model, {**model.state_dict(), **average}, tokenizer, vae)
+    everything = {**trained, **dict(projector.named_parameters("projector"))}
+    state, optimizer = out.with_name("joint.state.safetensors"), Optimizer(everything.items(), is_hidden)
+    stage = Stage("joint", state, everything, optimizer, WEIGHTS, peak, hold)
+    drawing = drawing_config(vae) if rank() == 0 else DrawingConfig()
+
+    def terms(step: int) -> dict[str, Tensor]:
+        rng, generator = streams(SEEDS["joint"], step, machine.device)
+        drawn, asked = (rng.sample(range(len(library.scenes)), count // world()) for count in (DRAWN, ASKED))
+        prompts = drawing_batch(model, tokenizer, library, drawn, rng)
+        questions = asking_batch(tokenizer, library, asked, rng)
+        x, seen = library.latents[drawn].float(), library.features[drawn].float()
+        with machine.autocast():
+            found = parts.generation(prompts, x, seen, generator)
+            return found | parts.understanding(questions, library.features[asked].float())
+
+    def save(path: Path) -> None:
+        average = {name: stage.average[name] for name in trained}
+        write(path, model, {**model.state_dict(), **average}, tokenizer, vae, drawing)
+
+    # Attention written out is the faster one on a CPU, above all in its backward pass.
+    attention = eager if machine.device.type == "cpu" else sdpa
+    with Terms(model, projector, REPA_LAYER, attention, machine.compiled) as parts:
+        fit(stage, budget, terms, lambda: save(out.with_name("latest.safetensors")))
+    if rank() == 0:
+        save(out)
 
 
 def drawing_config(vae: Any) -> DrawingConfig:
     """What suits the embedded model, and the preview of its latents."""
-    return DrawingConfig(guidance=GUIDANCE, preview=fit_preview(vae, pictures(draw_scenes(SEEDS["library"], 400))))
+    x = pictures(draw_scenes(SEEDS["library"], 400))
+    return DrawingConfig(guidance=GUIDANCE, preview=fit_preview(vae, x))
 
 
-def save(out: Path, model: JanusFlow, weights: Mapping[str, Tensor], tokenizer: JanusTokenizer, vae: Any) -> None:
+def write(
+    out: Path,
+    model: JanusFlow,
+    weights: Mapping[str, Tensor],
+    tokenizer: JanusTokenizer,
+    vae: Any,
+    drawing: DrawingConfig,
+) -> None:
     """Write the embedded checkpoint: the model in bfloat16, the VAE in float16, which stores it but never computes."""
-    parts = describe_files(model.config, tokenizer, ImageConfig(image_size=FRAME), drawing_config(vae))
+    parts = describe_files(model.config, tokenizer, ImageConfig(image_size=FRAME), drawing)
     save_single(
         out,
-        {k: v.to(torch.bfloat16) for k, v in weights.items()},
+        {k: v.to("cpu", torch.bfloat16) for k, v in weights.items()},
         parts,
         tokenizer.json,
         {**VAE, "_class_name": "AutoencoderKL"},
-        {k: v.half() for k, v in vae.state_dict().items()},
+        {k: v.to("cpu", torch.float16) for k, v in vae.state_dict().items()},
     )
 
 
-def train(out: Path, scale: float = 1.0) -> Path:
-    """Run all stages, each unless its result is there; `scale` shrinks every one of them. Returns the checkpoint.
+# --- all stages -------------------------------------------------------------------------------------------------
 
-    Started by torchrun, the first process makes what the others wait for, and all share the last stage.
+
+def train(out: Path, minutes: float, start: str | Path | None = None, processes: int | None = None) -> Path:
+    """Run all stages, each unless its result is there; returns the checkpoint.
+
+    On a CPU every core gets a process of one thread, which is faster than threads. `start` is a checkpoint to go on
+    from: its VAE and eyes are kept, and all the time is for the rest. Raises ValueError if it has another shape.
     """
-    paths = out / "vae", out / "vision.safetensors", out / "janusflow-tiny.safetensors"
-    if "WORLD_FRAME" in os.environ and not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=timedelta(hours=12))
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        prepare(out, *paths[:2], scale)
+    result = out / "janusflow-tiny.safetensors"
+    if result.exists():
+        return result
+    if start is not None:
+        check_start(start)
+    out.mkdir(parents=True, exist_ok=True)
+    processes = processes or (1 if best_device().type != "cpu" else min(os.cpu_count() or 1, 8))
+    if processes == 1:
+        _stages(result, minutes, start)
+    else:
+        spawn(_process, (processes, _free_port(), result, minutes, start), nprocs=processes)
+    return result
+
+
+def check_start(start: str | Path) -> None:
+    """Raise ValueError unless a checkpoint has the embedded model's shapes and words, and a VAE."""
+    checkpoint = open_checkpoint(start)
+    same = checkpoint.config.language, checkpoint.config.vision, checkpoint.config.flow
+    if same != (config().language, config().vision, config().flow) or checkpoint.vae_weights is None:
+        raise ValueError(f"{checkpoint.name} lacks the embedded model's shapes or its VAE: start from janusflow-tiny")
+    if checkpoint.tokenizer is None or checkpoint.tokenizer.json != build_tokenizer().json:
+        raise ValueError(f"{checkpoint.name} has another tokenizer than the embedded model: start from another one")
+
+
+def _process(number: int, processes: int, port: int, result: Path, minutes: float, start: str | Path | None) -> None:
+    level = logging.INFO if number == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, timedelta(hours=2), world_size=processes, rank=number)
+    try:
+        _stages(result, minutes, start)
+    finally:
+        dist.destroy_process_group()
+
+
+def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
+    # Norms keep their weights in float32 under autocast, as they should.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    machine = Machine.measured(best_device(), minutes >= COMPILING_PAYS)
+    if start is None:
+        model, vae, left = _from_nothing(result.parent, minutes)
+    else:
+        model, vae, left = load_model(open_checkpoint(start), torch.float32), _codec_of(start), minutes
+    model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
+    count = min(LIBRARY, max(int(LIBRARY_A_MINUTE * minutes), DRAWN))
+    library = Library.build(result.parent / "library", vae, model.vision_und_enc_model, count, machine)
+    # The full rate would undo much of what a trained model knows.
+    peak, hold = (1.0, 0.3) if start is None else (0.5, 0.1)
+    train_joint(result, model, vae, library.to(machine.device), machine, Budget(left), peak, hold)
+
+
+def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any, float]:
+    """The first two stages, made or read: the model to train, its VAE, and the minutes that are left."""
+    vae, eyes = folder / "vae", folder / "eyes.safetensors"
+    torch.manual_seed(1)
+    model = JanusFlow(config())
+    model.init_weights()
+    if not vae.exists():
+        train_vae(vae, Budget(minutes * SHARES["vae"]))
+    if not eyes.exists():
+        train_eyes(eyes, model, Budget(minutes * SHARES["eyes"]))
     if dist.is_initialized():
         dist.barrier()
-    if not paths[2].exists():
-        vae, library = prepare(out, *paths[:2], scale)
-        train_joint(paths[2], vae, paths[1], library, max(int(150_000 * scale), 640))
-    return paths[2]
+    seen = {key.removeprefix(PREFIX): value for key, value in load_file(eyes).items()}
+    model.vision_und_enc_model.load_state_dict(seen)
+    return model, autoencoder(vae), minutes * (1.0 - sum(SHARES.values()))
 
 
-def prepare(out: Path, vae: Path, vision: Path, scale: float) -> tuple[Any, Library]:
-    """The first two stages and the encoded scenes, made or read."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not vae.exists():
-        train_vae(vae, max(int(24_000 * scale), 80))
-    if not vision.exists():
-        train_vision(vision, max(int(60_000 * scale), 640))
-    codec, eyes = autoencoder(vae), JanusFlow(config(), flow=False).vision_und_enc_model
-    eyes.load_state_dict({k.removeprefix("vision_und_enc_model."): v for k, v in load_file(vision).items()})
-    count = max(int(14_000 * scale), 320)
-    return codec, Library.build(out / f"library_{count}.safetensors", codec, eyes, count)
+def _codec_of(start: str | Path) -> Any:
+    checkpoint, vae = open_checkpoint(start), autoencoder()
+    assert checkpoint.vae_weights is not None
+    vae.load_state_dict({key: checkpoint.vae_weights.read(key).float() for key in checkpoint.vae_weights})
+    return vae
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from janusflow_core import __version__
 from janusflow_core.checkpoint import open_checkpoint
-from janusflow_core.cli import main
+from janusflow_core.cli import main, parse
 from janusflow_core.image import open_image
 from janusflow_core.pipeline import JanusFlowPipeline
 
@@ -233,6 +233,19 @@ def test_control_c_ends_with_130_and_leaves_no_picture(capsys, tmp_path):
     presser.join()
     signal.signal(signal.SIGINT, before)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- train ------------------------------------------------------------------------------------------------------
+
+
+def test_training_has_a_budget_and_a_start():
+    command = parse(["train", "tiny", "--minutes", "2.5", "--from", "a.safetensors"])
+    assert (command.minutes, command.start, command.out) == (2.5, Path("a.safetensors"), Path("runs/tiny"))
+
+
+def test_training_without_time_is_refused(capsys, tmp_path):
+    status, _, complaint = run(capsys, "train", "tiny", "--minutes", 0, "--out", tmp_path / "out")
+    assert status == 2 and "--minutes 0" in complaint and not (tmp_path / "out").exists()
 
 
 # --- as a program -----------------------------------------------------------------------------------------------

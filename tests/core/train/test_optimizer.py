@@ -1,4 +1,4 @@
-"""The optimizer: who goes where, and how fast."""
+"""The optimizer: who goes where, how fast, and on again after a stop."""
 
 import torch
 from torch import nn
@@ -6,19 +6,48 @@ from torch import nn
 from janusflow_core.train.optimizer import Optimizer, schedule
 
 
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 4, 5))
+
+
+def new_optimizer(net: nn.Module) -> Optimizer:
+    return Optimizer(net.named_parameters(), lambda name: name == "0.weight")
+
+
+def learn(net: nn.Module, optimizer: Optimizer, seed: int) -> None:
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    net(x).square().sum().backward()
+    optimizer.step(1.0)
+
+
 def test_schedule_warms_up_holds_and_falls():
-    factors = [schedule(step, 1000) for step in range(1000)]
+    factors = [schedule(step / 1000, step) for step in range(1000)]
     assert factors[0] < 0.05 and factors[50] == factors[499] == 1.0 and factors[-1] < 0.02
     assert all(a >= b for a, b in zip(factors[50:], factors[51:], strict=False))
+    assert schedule(0.25, 1000, hold=0.1) == 0.75 / 0.9
 
 
 def test_optimizer_sends_every_weight_one_way_and_moves_it():
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 4, 5))
-    optimizer = Optimizer(net.named_parameters(), lambda name: name == "0.weight", steps=10)
-    before = [p.detach().clone() for p in net.parameters()]
-    net(torch.randn(2, 3, 4, 4)).square().sum().backward()
-    optimizer.step(0)
+    net = network()
+    optimizer, before = new_optimizer(net), [p.detach().clone() for p in net.parameters()]
+    learn(net, optimizer, 0)
     assert len(optimizer.hidden) == 1 and len(optimizer.adam.param_groups[0]["params"]) == 3
     assert all((a != b).any() for a, b in zip(before, net.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped():
+    straight, stopped = network(), network()
+    optimizer = new_optimizer(straight)
+    for seed in range(4):
+        learn(straight, optimizer, seed)
+    first = new_optimizer(stopped)
+    for seed in range(2):
+        learn(stopped, first, seed)
+    second = new_optimizer(stopped)
+    second.restore({key: value.clone() for key, value in first.tensors().items()})
+    for seed in range(2, 4):
+        learn(stopped, second, seed)
+    for a, b in zip(straight.parameters(), stopped.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -1,17 +1,20 @@
 """The terms of a step against the same sums written out: noise, time and velocity by hand, questions one by one."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from golden import MODULE, assert_close, micro, recipe
 from torch import nn
 
-from janusflow_core.attention import eager, prefix_mask
+from janusflow_core.attention import eager, prefix_mask, sdpa
 from janusflow_core.llama import hidden_after
 from janusflow_core.model import Prefix
 from janusflow_core.train.data import conversation, pack
-from janusflow_core.train.terms import generation_terms, new_projector, understanding_terms
+from janusflow_core.train.machine import Machine, has_compiler
+from janusflow_core.train.terms import Terms, new_projector
 
 ASKED = [("What color is the circle?", "red"), ("How many objects are there?", "two of them")]
+LENGTH = 200  # more than the rows need
 
 
 def prompts() -> Prefix:
@@ -32,9 +35,8 @@ def test_generation_terms_are_the_papers_sums():
     with hidden_after(model.language_model.model, layer) as hidden:
         v = model.velocity(z, t, prompts())
     features = hidden[0][:, -6:].detach()
-    found = generation_terms(
-        model, nn.Identity(), prompts(), x, features, layer=layer, generator=torch.Generator().manual_seed(5)
-    )
+    with Terms(model, nn.Identity(), layer) as terms:
+        found = terms.generation(prompts(), x, features, torch.Generator().manual_seed(5))
     expected = torch.stack([(v[row] - (x[row] - noise[row])).pow(2).mean() for row in range(2)])
     assert_close(found["flow"], expected, MODULE)
     assert_close(found["repa"], torch.tensor([-1.0, -1.0]), MODULE)  # they are aligned with themselves
@@ -46,8 +48,10 @@ def test_generation_terms_train_projector_and_flow():
     features = recipe("features", (2, 6, model.config.vision.width), 0)
     weight = model.vision_gen_dec_aligner.weight.requires_grad_()
     x, generator = recipe("x", (2, 4, 4, 6), 0), torch.Generator().manual_seed(0)
-    terms = generation_terms(model, projector, prompts(), x, features, layer=1, generator=generator)
-    torch.stack([term.mean() for term in terms.values()]).sum().backward()
+    with Terms(model, projector, layer=1) as terms:
+        found = terms.generation(prompts(), x, features, generator)
+    torch.stack([term.mean() for term in found.values()]).sum().backward()
+    assert not any(part._forward_hooks for part in model.language_model.model.layers)
     assert weight.grad.abs().sum() > 0 and projector[0].weight.grad.abs().sum() > 0
     weight.requires_grad_(False).grad = None
 
@@ -69,10 +73,30 @@ def surprise_alone(question: str, answer: str, features: torch.Tensor) -> tuple[
 def test_questions_in_one_row_cost_what_they_cost_alone():
     model, tokenizer = micro().model, micro().tokenizer
     features = model.image_features(recipe("pictures", (2, 3, 32, 32), 0))
-    packed = pack([conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[1:])], tokenizer)
-    for attention in (eager, None):
-        found = understanding_terms(model, packed, features, **({} if attention is None else {"attention": attention}))
+    packed = pack([conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[1:])], tokenizer, length=LENGTH)
+    assert packed.ids.shape == (2, LENGTH)
+    for attention in (eager, sdpa):
+        with Terms(model, nn.Identity(), 1, attention) as terms:
+            found = terms.understanding(packed, features)
         alone = [surprise_alone(*asked, features[:1]) for asked in ASKED]
         expected = [sum(loss for loss, _ in alone) / sum(tokens for _, tokens in alone)]
         loss, tokens = surprise_alone(*ASKED[1], features[1:])
         assert_close(found["answer"], torch.stack([*expected, loss / tokens]), MODULE)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+def test_compiled_terms_are_the_same_step_after_step():
+    model, x = micro().model, recipe("x", (2, 4, 4, 4), 0)
+    tokenizer, projector = micro().tokenizer, new_projector(model.config)
+    features, machine = recipe("features", (2, 4, 16), 0), Machine(torch.device("cpu"), bf16=False, compiles=True)
+    packed = pack([conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[1:])], tokenizer)
+
+    def two_steps(compiled):
+        with Terms(model, projector, 1, eager, compiled) as terms:
+            for step in range(2):  # the second with other values at the same shapes
+                generator = torch.Generator().manual_seed(step)
+                yield terms.generation(prompts(), x, features, generator) | terms.understanding(packed, features)
+
+    for fast, plain in zip(two_steps(machine.compiled), two_steps(lambda function: function), strict=True):
+        for name in plain:
+            assert_close(fast[name].detach(), plain[name].detach(), MODULE)

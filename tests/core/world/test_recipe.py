@@ -1,11 +1,14 @@
 """The recipe of the embedded model: its parts one by one, then all stages for a few steps."""
 
+import operator
+
+import golden
 import pytest
 import torch
 
 from janusflow_core import JanusFlowPipeline
 from janusflow_core.checkpoint import open_checkpoint
-from janusflow_core.world import codec, library, recipe
+from janusflow_core.world import codec, eyes, library, recipe
 from janusflow_core.world.scenes import COLORS, FRAME, SHAPES, Object, Scene, is_held_out
 
 
@@ -48,7 +51,7 @@ def test_crops_are_cut_from_their_own_picture():
 
 def test_patch_labels_name_what_lies_there():
     scene = Scene((250, 250, 250), (Object("star", "blue", 24.0, 72.0, 14.0, (35, 70, 215)),))
-    labels = recipe.patch_labels([scene]).view(6, 6)
+    labels = eyes.patch_labels([scene]).view(6, 6)
     expected = 1 + list(COLORS).index("blue") * len(SHAPES) + SHAPES.index("star")
     assert labels[4, 1] == expected and labels[0, 5] == 0
 
@@ -69,11 +72,41 @@ def test_normalising_latents_keeps_pictures_and_gives_unit_scale():
     assert (after - before).abs().max() < 1e-3
 
 
-def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path):
-    path = recipe.train(tmp_path, scale=1e-4)
+def test_a_preview_shows_latents_in_their_colors():
+    """On the bundled VAE: what is drawn comes out in its color, which no linear map of four channels can do."""
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    x = library.pictures(library.draw_scenes(3, 40))
+    shown = pipe.drawing.preview.decode(pipe.codec.encode((x + 1) / 2))
+    colors = torch.nn.functional.avg_pool2d(x, 8)
+    assert (shown - colors).square().mean().sqrt() < 0.1 < colors.std()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path, processes):
+    path = recipe.train(tmp_path, minutes=0.05, processes=processes)
     assert open_checkpoint(path).has_flow and open_checkpoint(path).has_text
     pipe = JanusFlowPipeline.from_pretrained(path, device="cpu")
+    assert pipe.drawing.guidance == recipe.GUIDANCE and pipe.drawing.preview is not None
     assert pipe.generate("a heart", steps=2)[0].size == (96, 96)
     assert isinstance(pipe.describe(pipe.generate("a heart", steps=1)[0], max_new_tokens=3), str)
     changed = path.stat().st_mtime_ns
-    assert recipe.train(tmp_path, scale=1e-4).stat().st_mtime_ns == changed  # a finished stage is not run again
+    assert recipe.train(tmp_path, minutes=0.05).stat().st_mtime_ns == changed  # what is done is not done again
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_training_goes_on_from_a_checkpoint_whose_eyes_and_vae_stay(tmp_path):
+    before = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    path = recipe.train(tmp_path, minutes=0.05, start="janusflow-tiny", processes=1)
+    after = JanusFlowPipeline.from_pretrained(path, device="cpu")
+    for kept in ("model.vision_und_enc_model", "codec.vae"):
+        one, other = (operator.attrgetter(kept)(pipe).state_dict() for pipe in (before, after))
+        assert all(torch.equal(one[key], other[key]) for key in one), kept
+    moved = [pipe.model.vision_gen_dec_aligner.weight.flatten() for pipe in (before, after)]
+    assert not torch.equal(*moved) and torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9
+
+
+def test_a_start_of_another_shape_is_refused(tmp_path):
+    path = golden.write_folder(tmp_path / "micro", golden.micro(), codec=True)
+    with pytest.raises(ValueError, match="micro lacks the embedded model's shapes or its VAE"):
+        recipe.train(tmp_path / "out", minutes=1, start=path)
+    assert not (tmp_path / "out").exists()
