@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +35,7 @@ class Evaluate(LoadOptions):
     def run(self) -> int:
         """Score and print a table; the status is 0."""
         from ..pipeline import JanusFlowPipeline
-        from ..world.score import overall, score_answers, score_pictures
+        from ..world.score import draw_tasks, overall, score_answers, score_pictures, score_round_trips
 
         pipe = JanusFlowPipeline.from_pretrained(self.model, **self.place())
 
@@ -45,10 +46,28 @@ class Evaluate(LoadOptions):
             turns = [pipe.tokenizer.question_messages(question, 1) for question in questions]
             return pipe.converse(turns, [[picture] for picture in pictures], max_new_tokens=24)
 
-        drawn = score_pictures(draw, self.per_task, seed=self.seed, held_out=self.held_out)
-        told = score_answers(ask, self.scenes, seed=self.seed)
-        for title, scores in (("pictures", drawn), ("answers", told)):
+        with progress("pictures") as show:
+            drawn = draw_tasks(draw, self.per_task, seed=self.seed, held_out=self.held_out, on_progress=show)
+        with progress("there and back") as show:
+            back = score_round_trips(drawn, ask, on_progress=show)
+        with progress("answers") as show:
+            told = score_answers(ask, self.scenes, seed=self.seed, on_progress=show)
+        for title, scores in (("pictures", score_pictures(drawn)), ("there and back", back), ("answers", told)):
             print(f"{title:<20}{overall(scores):.3f}")
             for name, score in scores.items():
                 print(f"  {name:<18}{score}")
         return 0
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal while something is counted: what is inside tells it how many are done, and of how many."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

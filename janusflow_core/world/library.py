@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Library:
     def build(cls, folder: Path, vae: Any, encoder: nn.Module, count: int, machine: Machine) -> Library:
         """Draw `count` scenes and encode them, each process its share, or read what an earlier run left in `folder`."""
         shares = [list(range(part, count, world())) for part in range(world())]
-        files = [folder / f"{part}_of_{world()}_{count}.safetensors" for part in range(world())]
+        seen_by = _fingerprint(vae, encoder)
+        files = [folder / f"{seen_by}_{count}_{part}_of_{world()}.safetensors" for part in range(world())]
         rng = random.Random(SEEDS["library"])
         examples = [talk.sample_training_example(rng) for _ in range(count)]
         if not files[rank()].exists():
@@ -73,6 +75,12 @@ class Library:
     def to(self, device: torch.device) -> Library:
         """The same with its tensors on another device."""
         return Library(self.latents.to(device), self.features.to(device), self.scenes, self.prompts)
+
+
+def _fingerprint(*parts: nn.Module) -> str:
+    """A short name of some weights, so that encodings are never taken for those of another VAE or encoder."""
+    sums = [float(value.double().abs().sum()) for part in parts for value in part.state_dict().values()]
+    return f"{zlib.crc32(repr(sums).encode()):08x}"
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -18,6 +18,7 @@ from .scenes import render
 Draw = Callable[[Sequence[str], int], Sequence[Image.Image]]
 # (pictures, a question about each) -> answers
 Ask = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str]]
+Drawn = tuple[str, str, Image.Image]  # (task, prompt, what was drawn of it)
 # (done, in all); may raise to cancel
 OnProgress = Callable[[int, int], None]
 
@@ -48,7 +49,7 @@ class Score:
         return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] of {self.total}"
 
 
-def score_pictures(
+def draw_tasks(
     draw: Draw,
     per_task: int = 25,
     *,
@@ -56,19 +57,39 @@ def score_pictures(
     held_out: bool = False,
     batch: int = 25,
     on_progress: OnProgress | None = None,
-) -> dict[str, Score]:
-    """Draw `per_task` prompts of each task and let the judge look: strictly what was asked, and nothing else."""
+) -> list[Drawn]:
+    """`per_task` prompts of each task with what was drawn of them; of held-out things only, if asked for."""
     tasks = [task for task in talk.TASKS if not (held_out and task in ("single", "two"))]
     asked = [(task, prompt) for task in tasks for prompt in talk.sample_prompts(task, per_task, seed, held_out)]
-    right: dict[str, int] = defaultdict(int)
+    drawn: list[Drawn] = []
     for first in range(0, len(asked), batch):
         rows = asked[first : first + batch]
         pictures = draw([prompt for _, prompt in rows], seed + first)
-        for (task, prompt), picture in zip(rows, pictures, strict=True):
-            right[task] += judge(picture, prompt)
+        drawn += [(task, prompt, picture) for (task, prompt), picture in zip(rows, pictures, strict=True)]
         if on_progress is not None:
-            on_progress(min(first + batch, len(asked)), len(asked))
-    return {task: Score(right[task], per_task) for task in tasks}
+            on_progress(len(drawn), len(asked))
+    return drawn
+
+
+def score_pictures(drawn: Sequence[Drawn]) -> dict[str, Score]:
+    """How many pictures show, by the judge, strictly what was asked, and nothing else."""
+    return _count((task, judge(picture, prompt)) for task, prompt, picture in drawn)
+
+
+def score_round_trips(
+    drawn: Sequence[Drawn], ask: Ask, *, batch: int = 32, on_progress: OnProgress | None = None
+) -> dict[str, Score]:
+    """How many prompts come back: the model's own caption of its picture tells just what was asked."""
+    results: list[tuple[str, bool]] = []
+    for first in range(0, len(drawn), batch):
+        rows = drawn[first : first + batch]
+        captions = ask([picture for *_, picture in rows], ["Describe the image."] * len(rows))
+        results += [
+            (task, talk.tells(caption, prompt)) for (task, prompt, _), caption in zip(rows, captions, strict=True)
+        ]
+        if on_progress is not None:
+            on_progress(len(results), len(drawn))
+    return _count(results)
 
 
 def score_answers(
@@ -78,17 +99,22 @@ def score_answers(
     rng = random.Random(seed + 10**9)
     drawn = [talk.sample_training_example(rng)[2] for _ in range(scenes)]
     asked = [(scene, *question) for scene in drawn for question in talk.questions(scene, rng)]
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    results: list[tuple[str, bool]] = []
     for first in range(0, len(asked), batch):
         rows = asked[first : first + batch]
         pictures = [Image.fromarray(render(scene)) for scene, *_ in rows]
         answers = ask(pictures, [question for _, _, question, _ in rows])
-        for (_, kind, _, expected), answer in zip(rows, answers, strict=True):
-            counts[kind][0] += answer == expected
-            counts[kind][1] += 1
+        results += [(kind, answer == right) for (_, kind, _, right), answer in zip(rows, answers, strict=True)]
         if on_progress is not None:
-            on_progress(min(first + batch, len(asked)), len(asked))
-    return {kind: Score(*count) for kind, count in counts.items()}
+            on_progress(len(results), len(asked))
+    return _count(results)
+
+
+def _count(results: Iterable[tuple[str, bool]]) -> dict[str, Score]:
+    counts: dict[str, list[bool]] = defaultdict(list)
+    for name, right in results:
+        counts[name].append(right)
+    return {name: Score(sum(rights), len(rights)) for name, rights in counts.items()}
 
 
 def overall(scores: dict[str, Score]) -> float:

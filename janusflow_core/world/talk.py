@@ -22,6 +22,7 @@ from .scenes import (
 TASKS = ("single", "color", "color_attribution", "two", "counting", "position")
 TASK_WEIGHTS = (8, 12, 20, 15, 20, 25)  # binding attributes and places to two things is learnt last
 PREFIXES = ("", "a photo of ", "an image of ", "a picture of ")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NUMBERS = ("zero", "one", "two", "three", "four")
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 
@@ -120,6 +121,26 @@ def caption(scene: Scene) -> str:
     if len(things) != 2:
         raise ValueError(f"got {len(things)} objects, expected 1 to 4 of one shape or 2 of different shapes")
     return Request(tuple((item.color, item.shape) for item in things), relation=relation(*things)).text
+
+
+def tells(caption: str, prompt: str) -> bool:
+    """Say whether a caption tells just what a prompt asks for: the same things, related as it says, in any order.
+
+    Colors and relations that the prompt leaves open may be any; a caption that is not of this world tells nothing.
+    """
+    try:
+        told = parse_prompt(caption)
+    except ValueError:
+        return False
+    asked = parse_prompt(prompt)
+    things, wanted = told.kinds * told.count, asked.kinds * asked.count
+    for order in itertools.permutations(range(len(things))) if len(things) == len(wanted) else ():
+        pairs = zip((things[i] for i in order), wanted, strict=True)
+        fits = all(shape == other and color in (None, hue) for (hue, shape), (color, other) in pairs)
+        said = told.relation if order[0] == 0 or told.relation is None else OPPOSITE[told.relation]
+        if fits and asked.relation in (None, said):
+            return True
+    return False
 
 
 def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
