@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-import socket
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -203,7 +203,8 @@ def train(out: Path, minutes: float, start: str | Path | None = None, processes:
     if processes == 1:
         _stages(result, minutes, start)
     else:
-        spawn(_process, (processes, _free_port(), result, minutes, start), nprocs=processes)
+        with tempfile.TemporaryDirectory() as meeting:
+            spawn(_process, (processes, meeting, result, minutes, start), nprocs=processes)
     return result
 
 
@@ -217,12 +218,12 @@ def check_start(start: str | Path) -> None:
         raise ValueError(f"{checkpoint.name} has another tokenizer than the embedded model: start from another one")
 
 
-def _process(number: int, processes: int, port: int, result: Path, minutes: float, start: str | Path | None) -> None:
+def _process(number: int, processes: int, meeting: str, result: Path, minutes: float, start: str | Path | None) -> None:
     level = logging.INFO if number == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, timedelta(hours=2), world_size=processes, rank=number)
+    meeting_point = (Path(meeting) / "store").as_uri()
+    dist.init_process_group("gloo", meeting_point, timedelta(hours=2), world_size=processes, rank=number)
     try:
         _stages(result, minutes, start)
     finally:
@@ -267,9 +268,3 @@ def _codec_of(start: str | Path) -> Any:
     assert checkpoint.vae_weights is not None
     vae.load_state_dict({key: checkpoint.vae_weights.read(key).float() for key in checkpoint.vae_weights})
     return vae
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
