@@ -75,8 +75,9 @@ def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> An
         first = wrong.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else kind.__name__
         expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        found = values.get(key, first["input"])
-        raise ValueError(f"{key} in {source} is {found!r}, expected {expected}: correct the file") from None
+        found = repr(values.get(key, first["input"]))
+        found = found if len(found) <= 100 else f"{found[:97]}..."  # a preview is a page of numbers
+        raise ValueError(f"{key} in {source} is {found}, expected {expected}: correct the file") from None
 
 
 class LanguageConfig(Part):
