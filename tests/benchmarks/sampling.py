@@ -52,7 +52,7 @@ def main() -> None:
     print(f"{'prompt':<8} {'tokens':>6} {'authors s/step':>15} {'ours s/step':>12} {'ratio':>6}  pictures differ by")
     for name, prompt in PROMPTS.items():
         noise = sampling.draw_noise((4, side, side), [0])
-        ours = {"prompt": prompt, "noise": noise, "steps": options.steps, "output": "latent"}
+        ours = {"prompt": prompt, "noise": noise, "steps": options.steps, "guidance": 2.0, "output": "latent"}
         names = {"authors_way": authors_way, "pipe": pipe, "ours": ours, "p": prompt, "n": noise, "s": options.steps}
         theirs_s = Timer("authors_way(pipe, p, n, s, 2.0)", globals=names).blocked_autorange(min_run_time=3).median
         ours_s = Timer("pipe.generate(**ours)", globals=names).blocked_autorange(min_run_time=3).median
