@@ -66,6 +66,23 @@ def test_what_the_widgets_leave_to_the_checkpoint_is_its_own(server):
     assert relative(unguided, tiny().generate(PROMPT, seed=7, guidance=0.0, output="latent")) <= 1e-4
 
 
+@pytest.mark.parametrize(
+    ("kind", "area"),
+    [
+        ("ConditioningSetArea", {"width": 256, "height": 512, "x": 0, "y": 0}),
+        ("ConditioningSetAreaPercentage", {"width": 0.25, "height": 1.0, "x": 0.0, "y": 0.0}),
+    ],
+)
+def test_a_prompt_for_a_part_needs_context_for_that_part_alone(server, kind, area):
+    """All of 1024 x 512 pixels would be 2,049 tokens, more than janusflow-tiny holds."""
+    graph = Graph()
+    loaded = graph.load()
+    encoded = graph.encode(loaded)
+    sides = [graph.add(kind, conditioning=encoded[side], strength=1.0, **area) for side in (0, 1)]
+    (found,) = graph.latents(server, graph.ksampler(loaded, *sides, graph.empty(1024, 512), steps=1))
+    assert found.shape == (1, 4, 64, 128) and found[..., :32].isfinite().all()
+
+
 @pytest.mark.parametrize("steps", [4, 13, 30])
 def test_ksampler_draws_what_the_library_draws(server, steps):
     graph = Graph()
