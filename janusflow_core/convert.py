@@ -30,7 +30,7 @@ def convert(
     shapes = verified(origin)
     weights = dict(read_weights(origin.weights, shapes, dtype))
     if vae is None and origin.vae_weights is not None:
-        vae = origin.vae_config or {}, {key: origin.vae_weights.read(key) for key in origin.vae_weights}
+        vae = origin.vae_config or {}, origin.vae_weights.tensors()
     stored = weights["language_model.model.norm.weight"].dtype
     config = origin.config.model_copy(update={"torch_dtype": str(stored).removeprefix("torch.")})
     parts = describe_files(config, origin.tokenizer, origin.image, origin.drawing)

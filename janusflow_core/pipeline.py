@@ -261,5 +261,5 @@ def _codec(checkpoint: Checkpoint, vae: str | Path | None, device: torch.device)
         return LatentCodec(*load_vae_files(vae), device=device)
     if checkpoint.vae_weights is None:
         return None
-    weights = {key: checkpoint.vae_weights.read(key) for key in checkpoint.vae_weights}
+    weights = checkpoint.vae_weights.tensors()
     return LatentCodec(checkpoint.vae_config or vae_config(weights), weights, device=device)

@@ -82,7 +82,7 @@ def load_vae_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     weights = Weights([TensorFile(path)])
     if not any(key.startswith("decoder.") for key in weights):
         raise ValueError(f"{path.name} is not a VAE: it holds no decoder.")
-    tensors = {key: weights.read(key) for key in weights}
+    tensors = weights.tensors()
     return config or vae_config(tensors), tensors
 
 

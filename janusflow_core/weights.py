@@ -97,6 +97,10 @@ class Weights:
         file, name = self._where[key]
         return file.read(name)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, as stored."""
+        return {key: self.read(key) for key in self}
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all: to a temporary name first, then renamed."""

@@ -92,7 +92,7 @@ def _load_vae(checkpoint: Checkpoint, choice: str) -> Any:
             f"{checkpoint.name} brings no VAE: choose an SDXL VAE (for example sdxl_vae.safetensors in "
             "models/vae) in the field `vae`, or `none` if the graph makes no pictures."
         )
-    weights = {key: checkpoint.vae_weights.read(key) for key in checkpoint.vae_weights}
+    weights = checkpoint.vae_weights.tensors()
     return native_vae(checkpoint.vae_config or vae_config(weights), weights)
 
 

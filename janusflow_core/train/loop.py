@@ -105,8 +105,8 @@ def fit(
         with torch.no_grad():
             for name, weight in stage.trained.items():
                 stage.average[name].lerp_(weight, 1.0 - stage.decay)
+        shown = {name: shown.get(name, 0.0) + mean.item() for name, mean in means.items()}  # waits for a GPU
         stage.step, stage.seconds = stage.step + 1, stage.seconds + time.monotonic() - began
-        shown = {name: shown.get(name, 0.0) + mean.item() for name, mean in means.items()}
         if stage.step % 50 == 0:
             _tell(stage, progress, {name: total / (stage.step - since) for name, total in shown.items()})
             shown, since = {}, stage.step

@@ -18,8 +18,6 @@ from ..weights import write_tensors
 from .library import SEEDS, draw_scenes, pictures
 from .scenes import COLORS, SHAPES, Scene
 
-PREFIX = "vision_und_enc_model."
-
 
 def patch_labels(scenes: Sequence[Scene]) -> Tensor:
     """What lies under the middle of each 16-pixel patch, (B, 36): 0 for nothing, else 1 + color * 6 + shape."""
@@ -49,4 +47,4 @@ def train_eyes(out: Path, model: JanusFlow, budget: Budget, batch: int = 64) -> 
 
     fit(stage, budget, terms)
     if rank() == 0:
-        write_tensors(out, {PREFIX + name: value for name, value in encoder.state_dict().items()})
+        write_tensors(out, encoder.state_dict())

@@ -25,12 +25,8 @@ from .scenes import Scene, render
 
 log = logging.getLogger(__name__)
 
-SEEDS = {
-    "vae": 0,
-    "vision": 10**6,
-    "library": 2 * 10**6,
-    "joint": 3 * 10**6,
-}  # stages must not see one another's scenes
+# Stages must not see one another's scenes.
+SEEDS = {"vae": 0, "vision": 10**6, "library": 2 * 10**6, "joint": 3 * 10**6}
 
 
 def pictures(scenes: Sequence[Scene]) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from ..attention import eager, sdpa
-from ..checkpoint import load_model, open_checkpoint
+from ..checkpoint import Checkpoint, load_model, open_checkpoint
 from ..config import FlowConfig, JanusFlowConfig, LanguageConfig, VisionConfig
 from ..device import best_device
 from ..drawing import DrawingConfig
@@ -42,7 +42,7 @@ from ..train.optimizer import Optimizer, is_hidden
 from ..train.terms import Terms, new_projector
 from . import talk
 from .codec import VAE, autoencoder, fit_preview, train_vae
-from .eyes import PREFIX, train_eyes
+from .eyes import train_eyes
 from .library import SEEDS, Library, draw_scenes, pictures, prompts_to_draw
 from .scenes import FRAME
 
@@ -203,8 +203,7 @@ def train(out: Path, minutes: float, start: str | Path | None = None, processes:
     if processes == 1:
         _stages(result, minutes, start)
     else:
-        with tempfile.TemporaryDirectory() as meeting:
-            spawn(_process, (processes, meeting, result, minutes, start), nprocs=processes)
+        _together(processes, result, minutes, start)
     return result
 
 
@@ -216,6 +215,20 @@ def check_start(start: str | Path) -> None:
         raise ValueError(f"{checkpoint.name} lacks the embedded model's shapes or its VAE: start from janusflow-tiny")
     if checkpoint.tokenizer is None or checkpoint.tokenizer.json != build_tokenizer().json:
         raise ValueError(f"{checkpoint.name} has another tokenizer than the embedded model: start from another one")
+
+
+def _together(processes: int, result: Path, minutes: float, start: str | Path | None) -> None:
+    """Run the stages in several processes, none of which outlives this call, however it ends."""
+    with tempfile.TemporaryDirectory() as meeting:
+        running = spawn(_process, (processes, meeting, result, minutes, start), nprocs=processes, join=False)
+        assert running is not None
+        try:
+            while not running.join():
+                pass
+        finally:
+            for process in filter(None, running.processes):
+                process.kill()
+                process.join()
 
 
 def _process(number: int, processes: int, meeting: str, result: Path, minutes: float, start: str | Path | None) -> None:
@@ -237,7 +250,8 @@ def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
     if start is None:
         model, vae, left = _from_nothing(result.parent, minutes)
     else:
-        model, vae, left = load_model(open_checkpoint(start), torch.float32), _codec_of(start), minutes
+        checkpoint = open_checkpoint(start)
+        model, vae, left = load_model(checkpoint, torch.float32), _codec_of(checkpoint), minutes
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
     count = min(LIBRARY, max(int(LIBRARY_A_MINUTE * minutes), DRAWN))
     library = Library.build(result.parent / "library", vae, model.vision_und_enc_model, count, machine)
@@ -258,13 +272,12 @@ def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any, float]:
         train_eyes(eyes, model, Budget(minutes * SHARES["eyes"]))
     if dist.is_initialized():
         dist.barrier()
-    seen = {key.removeprefix(PREFIX): value for key, value in load_file(eyes).items()}
-    model.vision_und_enc_model.load_state_dict(seen)
+    model.vision_und_enc_model.load_state_dict(load_file(eyes))
     return model, autoencoder(vae), minutes * (1.0 - sum(SHARES.values()))
 
 
-def _codec_of(start: str | Path) -> Any:
-    checkpoint, vae = open_checkpoint(start), autoencoder()
-    assert checkpoint.vae_weights is not None
-    vae.load_state_dict({key: checkpoint.vae_weights.read(key).float() for key in checkpoint.vae_weights})
+def _codec_of(checkpoint: Checkpoint) -> Any:
+    assert checkpoint.vae_weights is not None  # check_start has seen it
+    vae = autoencoder()
+    vae.load_state_dict(checkpoint.vae_weights.tensors())  # float16 into float32
     return vae

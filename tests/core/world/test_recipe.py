@@ -1,8 +1,15 @@
 """The recipe of the embedded model: its parts one by one, then all stages for a few steps."""
 
 import operator
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import golden
+import psutil
 import pytest
 import torch
 
@@ -103,6 +110,33 @@ def test_training_goes_on_from_a_checkpoint_whose_eyes_and_vae_stay(tmp_path):
         assert all(torch.equal(one[key], other[key]) for key in one), kept
     moved = [pipe.model.vision_gen_dec_aligner.weight.flatten() for pipe in (before, after)]
     assert not torch.equal(*moved) and torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9
+
+
+def in_group(process: psutil.Process, group: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE
+    except ProcessLookupError:
+        return False
+
+
+@pytest.mark.skipif(os.name == "nt", reason="looks for what is left of a process group")
+def test_an_interrupt_ends_every_process_and_leaves_no_result(tmp_path):
+    code = "import sys; from pathlib import Path; from janusflow_core.world.recipe import train\n"
+    code += "if __name__ == '__main__': train(Path(sys.argv[1]), minutes=9, processes=2)\n"
+    (tmp_path / "run.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "out")]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    running = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in running.stderr:  # both processes are at work once the first has measured
+        if "matrix products" in line:
+            break
+    running.send_signal(signal.SIGINT)  # to the parent alone: a terminal would tell the children too
+    assert running.wait(60) != 0
+    deadline = time.monotonic() + 10
+    while alive := [p for p in psutil.process_iter(["status"]) if in_group(p, running.pid)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+    assert not list(tmp_path.rglob("janusflow-tiny.safetensors"))
 
 
 def test_a_start_of_another_shape_is_refused(tmp_path):
