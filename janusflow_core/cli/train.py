@@ -22,7 +22,7 @@ class Train:
     minutes: float = 100.0
     """How long to train, all stages together; 1 tries every stage, to no use."""
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Go on from this checkpoint of the bundled model's shape, its VAE and eyes kept, instead of from nothing."""
+    """Go on from this checkpoint of the bundled model's shape, its VAE kept, instead of from nothing."""
 
     def run(self) -> int:
         """Train and print the path of the checkpoint; the status is 0."""

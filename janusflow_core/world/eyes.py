@@ -1,4 +1,7 @@
-"""The second stage of the embedded model: its understanding encoder, taught what lies where; later it stays frozen."""
+"""The second stage of the embedded model: its understanding encoder, taught what lies where; later it stays frozen.
+
+B batch, N = 36 patches of 16 pixels, row by row.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,65 @@ from torch import Tensor, nn
 from ..attention import eager
 from ..model import JanusFlow
 from ..train.loop import Budget, Stage, fit, streams
-from ..train.machine import rank, world
+from ..train.machine import Machine, rank, world
 from ..train.optimizer import Optimizer
 from ..weights import write_tensors
 from .library import SEEDS, draw_scenes, pictures
-from .scenes import COLORS, SHAPES, Scene
+from .scenes import COLORS, FRAME, SHAPES, Scene
+
+SIDE = 6  # patches
+KINDS = 1 + len(COLORS) * len(SHAPES)
+# Taught what alone, the encoder forgets where each patch lies, and the language model then guesses places.
+WEIGHTS = {"what": 1.0, "row": 0.2, "column": 0.2, "center": 0.5}
 
 
-def patch_labels(scenes: Sequence[Scene]) -> Tensor:
-    """What lies under the middle of each 16-pixel patch, (B, 36): 0 for nothing, else 1 + color * 6 + shape."""
-    labels, colors = torch.zeros(len(scenes), 6, 6, dtype=torch.long), list(COLORS)
-    middle = torch.arange(6) * 16 + 8
+def patch_labels(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor]:
+    """What lies under the middle of each patch, and the middle of that thing.
+
+    (B, N): 0 for nothing, else 1 + color * 6 + shape; and (B, N, 2): its x and y in patches, 0 for nothing.
+    """
+    what, center = torch.zeros(len(scenes), SIDE, SIDE, dtype=torch.long), torch.zeros(len(scenes), SIDE, SIDE, 2)
+    size, colors = FRAME / SIDE, list(COLORS)
+    middle = (torch.arange(SIDE) + 0.5) * size
     for row, scene in enumerate(scenes):
         for item in scene.objects:
             near = (middle[:, None] - item.y) ** 2 + (middle[None, :] - item.x) ** 2 < (item.radius + 4) ** 2
-            labels[row][near] = 1 + colors.index(item.color) * len(SHAPES) + SHAPES.index(item.shape)
-    return labels.flatten(1)
+            what[row][near] = 1 + colors.index(item.color) * len(SHAPES) + SHAPES.index(item.shape)
+            center[row][near] = torch.tensor([item.x, item.y]) / size
+    return what.flatten(1), center.flatten(1, 2)
 
 
-def train_eyes(out: Path, model: JanusFlow, budget: Budget, batch: int = 64) -> None:
-    """Teach the model's understanding encoder shapes and colors by dense labels; writes its weights to `out`."""
+def sight_losses(told: Tensor, what: Tensor, center: Tensor) -> dict[str, Tensor]:
+    """Losses (B, N) of what a linear head reads off each patch, `told` (B, N, KINDS + 2 SIDE + 2)."""
+    kind, row, column, place = told.float().split((KINDS, SIDE, SIDE, 2), dim=-1)
+    at = torch.arange(SIDE**2, device=told.device).expand_as(what)
+    classes = {"what": (kind, what), "row": (row, at // SIDE), "column": (column, at % SIDE)}
+    losses = {
+        name: F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(what)
+        for name, (logits, labels) in classes.items()
+    }
+    return losses | {"center": (place - center).abs().mean(dim=-1) * (what > 0)}
+
+
+def train_eyes(out: Path, model: JanusFlow, machine: Machine, budget: Budget, batch: int = 128) -> None:
+    """Teach the model's understanding encoder what lies where, by patch; writes its weights to `out`."""
+    torch.manual_seed(3)
     encoder, own = model.vision_und_enc_model, max(batch // world(), 1)
-    head = nn.Linear(model.config.vision.width, 1 + len(COLORS) * len(SHAPES))
+    head = nn.Linear(model.config.vision.width, KINDS + 2 * SIDE + 2).to(machine.device)
     named = {**dict(encoder.named_parameters("encoder")), **dict(head.named_parameters("head"))}
     outer = ("head", "encoder.vision_tower.patch_embed", "encoder.vision_tower.pos_embed")
     optimizer = Optimizer(named.items(), lambda name: not name.startswith(outer))
-    stage = Stage("eyes", out.with_name("eyes.state.safetensors"), named, optimizer, {"patch": 1.0})
+    stage = Stage("eyes", out.with_name("eyes.state.safetensors"), named, optimizer, WEIGHTS)
+    look = machine.compiled(lambda x: head(encoder(x, eager)))  # (B, N, labels)
 
     def terms(step: int) -> dict[str, Tensor]:
         rng, _ = streams(SEEDS["vision"], step)
         scenes = draw_scenes(rng.getrandbits(40), own)
-        logits = head(encoder(pictures(scenes), eager))  # (B, N, labels)
-        return {"patch": F.cross_entropy(logits.flatten(0, 1), patch_labels(scenes).flatten(), reduction="none")}
+        what, center = (part.to(machine.device) for part in patch_labels(scenes))
+        with machine.autocast():
+            told = look(pictures(scenes).to(machine.device))
+        return sight_losses(told, what, center)
 
     fit(stage, budget, terms)
     if rank() == 0:
-        write_tensors(out, encoder.state_dict())
+        write_tensors(out, {name: stage.average[f"encoder.{name}"].cpu() for name, _ in encoder.named_parameters()})

@@ -100,10 +100,10 @@ def encode_scenes(
 
 
 def prompt_for(library: Library, index: int, rng: random.Random) -> str:
-    """The prompt that a scene was drawn for, or its caption after one of the usual openings."""
+    """The prompt that a scene was drawn for, or any other that it fits, after one of the usual openings."""
     if rng.random() < 0.5:
         return library.prompts[index]
-    return rng.choice(talk.PREFIXES) + talk.caption(library.scenes[index])
+    return rng.choice(talk.PREFIXES) + talk.retell(library.scenes[index], rng)
 
 
 def prompts_to_draw(

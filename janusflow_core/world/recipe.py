@@ -1,7 +1,7 @@
 """How the embedded model is made: VAE, then understanding encoder, then everything together, each for its minutes.
 
     janusflow train tiny --out runs/tiny --minutes 100              from nothing; the same command goes on after a stop
-    janusflow train tiny --out runs/more --minutes 60 --from FILE   from a checkpoint like it, whose eyes and VAE stay
+    janusflow train tiny --out runs/more --minutes 60 --from FILE   all but the VAE of a checkpoint like it, further
     janusflow train tiny --out runs/smoke --minutes 1               every stage, to no use
 
 Each stage keeps its state under `out`; a stage whose result is there is not run again.
@@ -53,7 +53,7 @@ REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 1.0}
 DRAWN, ASKED, QUESTIONS = 192, 48, 4  # pictures a step to draw and to ask about, questions about one of these
 PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 144  # the longest, so that shapes are fixed and compiled once
-SHARES = {"vae": 0.22, "eyes": 0.12}  # of the minutes; the rest is for everything together
+SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everything together
 LIBRARY, LIBRARY_A_MINUTE = 48_000, 480  # scenes encoded beforehand; fewer where there is little time
 COMPILING_PAYS = 10.0  # minutes: compiling takes one to three
 
@@ -191,7 +191,7 @@ def train(out: Path, minutes: float, start: str | Path | None = None, processes:
     """Run all stages, each unless its result is there; returns the checkpoint.
 
     On a CPU every core gets a process of one thread, which is faster than threads. `start` is a checkpoint to go on
-    from: its VAE and eyes are kept, and all the time is for the rest. Raises ValueError if it has another shape.
+    from, whose VAE is kept. Raises ValueError if it has another shape.
     """
     result = out / "janusflow-tiny.safetensors"
     if result.exists():
@@ -246,38 +246,41 @@ def _process(number: int, processes: int, meeting: str, result: Path, minutes: f
 def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
     # Norms keep their weights in float32 under autocast, as they should.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    machine = Machine.measured(best_device(), minutes >= COMPILING_PAYS)
-    if start is None:
-        model, vae, left = _from_nothing(result.parent, minutes)
-    else:
-        checkpoint = open_checkpoint(start)
-        model, vae, left = load_model(checkpoint, torch.float32), _codec_of(checkpoint), minutes
+    machine, folder = Machine.measured(best_device(), minutes >= COMPILING_PAYS), result.parent
+    model, vae = _from_nothing(folder, minutes) if start is None else _from(open_checkpoint(start))
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
+    encoder, eyes = model.vision_und_enc_model, folder / "eyes.safetensors"
+    if not eyes.exists():
+        train_eyes(eyes, model, machine, Budget(minutes * SHARES["eyes"]))
+    _wait_for_all()
+    encoder.load_state_dict(load_file(eyes))
     count = min(LIBRARY, max(int(LIBRARY_A_MINUTE * minutes), DRAWN))
-    library = Library.build(result.parent / "library", vae, model.vision_und_enc_model, count, machine)
+    library = Library.build(folder / "library", vae, encoder, count, machine).to(machine.device)
+    left = 1.0 - SHARES["eyes"] - (SHARES["vae"] if start is None else 0.0)
     # The full rate would undo much of what a trained model knows.
-    peak, hold = (1.0, 0.3) if start is None else (0.5, 0.1)
-    train_joint(result, model, vae, library.to(machine.device), machine, Budget(left), peak, hold)
+    peak, hold = (1.0, 0.3) if start is None else (0.7, 0.3)
+    train_joint(result, model, vae, library, machine, Budget(minutes * left), peak, hold)
 
 
-def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any, float]:
-    """The first two stages, made or read: the model to train, its VAE, and the minutes that are left."""
-    vae, eyes = folder / "vae", folder / "eyes.safetensors"
+def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any]:
+    """A new model, and the VAE of the first stage, made or read."""
     torch.manual_seed(1)
     model = JanusFlow(config())
     model.init_weights()
-    if not vae.exists():
-        train_vae(vae, Budget(minutes * SHARES["vae"]))
-    if not eyes.exists():
-        train_eyes(eyes, model, Budget(minutes * SHARES["eyes"]))
-    if dist.is_initialized():
-        dist.barrier()
-    model.vision_und_enc_model.load_state_dict(load_file(eyes))
-    return model, autoencoder(vae), minutes * (1.0 - sum(SHARES.values()))
+    if not (folder / "vae").exists():
+        train_vae(folder / "vae", Budget(minutes * SHARES["vae"]))
+    _wait_for_all()
+    return model, autoencoder(folder / "vae")
 
 
-def _codec_of(checkpoint: Checkpoint) -> Any:
+def _from(checkpoint: Checkpoint) -> tuple[JanusFlow, Any]:
+    """The model of a checkpoint, and its VAE."""
     assert checkpoint.vae_weights is not None  # check_start has seen it
     vae = autoencoder()
     vae.load_state_dict(checkpoint.vae_weights.tensors())  # float16 into float32
-    return vae
+    return load_model(checkpoint, torch.float32), vae
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .scenes import (
@@ -114,13 +115,23 @@ def _draw_request(task: str, rng: random.Random) -> Request:
 
 def caption(scene: Scene) -> str:
     """Describe a scene as a prompt, from the top left corner on; raises ValueError if no prompt can."""
-    things = sorted(scene.objects, key=lambda item: item.x + item.y)
+    return _request(sorted(scene.objects, key=lambda item: item.x + item.y)).text
+
+
+def retell(scene: Scene, rng: random.Random) -> str:
+    """Any prompt that a scene fits: with or without colors and relation, in any order; raises like `caption`."""
+    things = rng.sample(scene.objects, len(scene.objects))
+    return _request(things, colored=rng.random() < 0.5, related=rng.random() < 0.5).text
+
+
+def _request(things: Sequence[Object], colored: bool = True, related: bool = True) -> Request:
     colors, shapes = {item.color for item in things}, {item.shape for item in things}
     if len(shapes) == 1 and len(things) <= 4:
-        return Request(((colors.pop() if len(colors) == 1 else None, shapes.pop()),), len(things)).text
+        return Request(((colors.pop() if colored and len(colors) == 1 else None, shapes.pop()),), len(things))
     if len(things) != 2:
         raise ValueError(f"got {len(things)} objects, expected 1 to 4 of one shape or 2 of different shapes")
-    return Request(tuple((item.color, item.shape) for item in things), relation=relation(*things)).text
+    kinds = tuple((item.color if colored else None, item.shape) for item in things)
+    return Request(kinds, relation=relation(*things) if related else None)
 
 
 def tells(caption: str, prompt: str) -> bool:

@@ -1,6 +1,5 @@
 """The recipe of the embedded model: its parts one by one, then all stages for a few steps."""
 
-import operator
 import os
 import signal
 import subprocess
@@ -56,11 +55,30 @@ def test_crops_are_cut_from_their_own_picture():
         assert (piece[0, 1] - piece[0, 0] == 9).all()
 
 
-def test_patch_labels_name_what_lies_there():
+def test_patch_labels_name_what_lies_there_and_its_middle():
     scene = Scene((250, 250, 250), (Object("star", "blue", 24.0, 72.0, 14.0, (35, 70, 215)),))
-    labels = eyes.patch_labels([scene]).view(6, 6)
+    what, center = (part.unflatten(1, (6, 6))[0] for part in eyes.patch_labels([scene]))
     expected = 1 + list(COLORS).index("blue") * len(SHAPES) + SHAPES.index("star")
-    assert labels[4, 1] == expected and labels[0, 5] == 0
+    assert what[4, 1] == expected and what[0, 5] == 0
+    assert center[4, 1].tolist() == [1.5, 4.5] and center[0, 5].tolist() == [0.0, 0.0]  # in patches
+
+
+def test_what_eyes_are_taught_costs_nothing_when_told_right():
+    """A head that says kind, row, column and middle of each patch; each wrong one shows in its own loss only."""
+    what, center = eyes.patch_labels(library.draw_scenes(4, 3))
+    at, one_hot = torch.arange(36), torch.nn.functional.one_hot
+    parts = {
+        "what": one_hot(what, eyes.KINDS),
+        "row": one_hot(at // 6, 6).expand(3, 36, 6),
+        "column": one_hot(at % 6, 6).expand(3, 36, 6),
+    }
+    right = {**{name: 50.0 * part for name, part in parts.items()}, "center": center}
+    told = eyes.sight_losses(torch.cat([*right.values()], dim=-1), what, center)
+    assert all(loss.shape == (3, 36) and loss.max() < 1e-6 for loss in told.values())
+    for wrong in right:
+        mixed = {name: value.roll(1, dims=-1) if name == wrong else value for name, value in right.items()}
+        told = eyes.sight_losses(torch.cat([*mixed.values()], dim=-1), what, center)
+        assert {name for name, loss in told.items() if loss.max() > 0.01} == {wrong}
 
 
 def test_normalising_latents_keeps_pictures_and_gives_unit_scale():
@@ -101,15 +119,16 @@ def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path, processes):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_training_goes_on_from_a_checkpoint_whose_eyes_and_vae_stay(tmp_path):
+def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path):
     before = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
     path = recipe.train(tmp_path, minutes=0.05, start="janusflow-tiny", processes=1)
     after = JanusFlowPipeline.from_pretrained(path, device="cpu")
-    for kept in ("model.vision_und_enc_model", "codec.vae"):
-        one, other = (operator.attrgetter(kept)(pipe).state_dict() for pipe in (before, after))
-        assert all(torch.equal(one[key], other[key]) for key in one), kept
-    moved = [pipe.model.vision_gen_dec_aligner.weight.flatten() for pipe in (before, after)]
-    assert not torch.equal(*moved) and torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9
+    one, other = (pipe.codec.vae.state_dict() for pipe in (before, after))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    eyes_of = "vision_und_enc_model.vision_tower.blocks.0.mlp.fc1.weight"
+    for name in ("vision_gen_dec_aligner.weight", eyes_of):
+        moved = [pipe.model.state_dict()[name].flatten() for pipe in (before, after)]
+        assert not torch.equal(*moved) and torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9, name
 
 
 def in_group(process: psutil.Process, group: int) -> bool:

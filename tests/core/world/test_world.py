@@ -28,6 +28,7 @@ from janusflow_core.world.talk import (
     caption,
     parse_prompt,
     questions,
+    retell,
     sample_prompts,
     sample_training_example,
     scene_for_prompt,
@@ -342,6 +343,23 @@ def test_tasks_without_such_prompts_are_refused(task, held_out):
 def test_captions(things, expected):
     assert caption(things) == expected
     assert judge(render(things), expected)
+
+
+def test_a_scene_is_retold_in_every_way_that_it_fits():
+    rng = random.Random(0)
+    assert {retell(LEFT, rng) for _ in range(200)} == {
+        f"{one} {link} {other}"
+        for a, b in (("a circle", "a square"), ("a red circle", "a blue square"))
+        for one, link, other in ((a, "left of", b), (b, "right of", a), (a, "and", b), (b, "and", a))
+    }
+    assert {retell(TWINS, rng) for _ in range(50)} == {"three stars", "three green stars"}
+
+
+@given(SEEDS)
+def test_the_judge_agrees_with_every_retelling(seed):
+    rng = random.Random(seed)
+    drawn = sample_training_example(rng)[2]
+    assert judge(render(drawn), retell(drawn, rng))
 
 
 @pytest.mark.parametrize("things", [(), (*LEFT.objects, thing("cyan", "star", 48, 80))], ids=["none", "three kinds"])
