@@ -1,6 +1,18 @@
 """JanusFlow: one small model that draws pictures and reads them. Works without ComfyUI."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .pipeline import JanusFlowPipeline
+
 __version__ = "0.1.0"
+__all__ = ["JanusFlowPipeline", "__version__"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> object:

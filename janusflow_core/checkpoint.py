@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
 
 Half = Literal["flow", "text"]  # what draws: layers, generation encoder and decoder; what reads and speaks
+OnProgress = Callable[[int, int], None]  # (done, in all); may raise to cancel
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -64,6 +67,11 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return _open_folder(path)
     if path.is_file():
         return _open_single(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise FileNotFoundError(
+            f"{source} is not on this machine, and nothing is downloaded unasked: run `hf download {source} "
+            f"--local-dir {path.name}` (from pip install huggingface_hub), then load the folder {path.name}."
+        )
     known = ", ".join(bundled_names()) or "none"
     raise FileNotFoundError(f"{source} is neither a folder, nor a file, nor one of the bundled models ({known}).")
 
@@ -211,6 +219,14 @@ def read_weights(
         yield key, tensor.to(device=device, dtype=dtype)
 
 
+def counted(items: Iterable[Item], total: int, on_progress: OnProgress | None, before: int = 0) -> Iterator[Item]:
+    """The same items; `on_progress` hears after each how many of `total` are done, with the `before` earlier ones."""
+    for done, item in enumerate(items, before + 1):
+        yield item
+        if on_progress is not None:
+            on_progress(done, total)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds no NaN and no infinity; in one pass and without a copy of large weights."""
     if not tensor.is_floating_point() or not tensor.numel():
@@ -221,10 +237,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def load_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress | None = None,
 ) -> JanusFlow:
     """The whole model with its weights in `dtype` (None: as stored) on `device`, without a second copy on the way."""
     model = JanusFlow(checkpoint.config, device="meta")
     shapes = verified(checkpoint)
-    model.load_state_dict(dict(read_weights(checkpoint.weights, shapes, dtype, device)), assign=True)
+    read = counted(read_weights(checkpoint.weights, shapes, dtype, device), len(shapes), on_progress)
+    model.load_state_dict(dict(read), assign=True)
     return model.eval().requires_grad_(False)

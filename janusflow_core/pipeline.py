@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from . import decoding, image, sampling
-from .checkpoint import Checkpoint, load_model, open_checkpoint
+from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
 from .decoding import SamplingOptions
 from .device import best_device, best_dtype
 from .drawing import DrawingConfig
@@ -20,7 +21,9 @@ from .tokenizer import JanusTokenizer, Message
 from .vae import LatentCodec, load_vae_files, vae_config
 
 Output = Literal["pil", "pixels", "latent"]
+Picture = image.Picture | str | PathLike  # in memory, or a file
 DEFAULT_QUESTION = "Describe the image."
+AT_ONCE = 8  # questions answered in one batch: each is several hundred tokens long
 
 
 class JanusFlowPipeline:
@@ -46,23 +49,32 @@ class JanusFlowPipeline:
         vae: str | Path | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        on_progress: OnProgress | None = None,
     ) -> JanusFlowPipeline:
         """Load a bundled name, a folder in the official layout or one .safetensors file; nothing is downloaded.
 
-        `vae`: a diffusers folder or an SDXL VAE file, where the checkpoint brings none. Raises FileNotFoundError or
-        ValueError with one sentence that names the file and what to do.
+        `vae`: a diffusers folder or an SDXL VAE file, where the checkpoint brings none. `on_progress` hears how many
+        tensors are read, of how many, and may raise. Raises FileNotFoundError or ValueError with one sentence that
+        names the file and what to do.
         """
         device = torch.device(device) if device is not None else best_device()
         checkpoint = open_checkpoint(source)
         if checkpoint.tokenizer is None or not checkpoint.has_flow:
             raise ValueError(f"{checkpoint.name} holds half of a JanusFlow only; load a whole checkpoint.")
-        model = load_model(checkpoint, dtype or best_dtype(device), device)
+        model = load_model(checkpoint, dtype or best_dtype(device), device, on_progress)
         codec = _codec(checkpoint, vae, device)
         return cls(model, checkpoint.tokenizer, checkpoint.image, codec, device, checkpoint.drawing)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.model.vision_gen_dec_aligner.weight.dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> JanusFlowPipeline:
+        """Move to a device, convert to a dtype, or both, in place; returns itself. The VAE keeps its own dtype."""
+        self.device = torch.device(device) if device is not None else self.device
+        self.model.to(device=self.device, dtype=dtype)
+        self.codec = self.codec and self.codec.to(self.device)
+        return self
 
     # --- words to pictures --------------------------------------------------------------------------------------
 
@@ -95,6 +107,7 @@ class JanusFlowPipeline:
         model-scale latents (B, 4, h, w). Raises ValueError for bad arguments; `on_step` may raise to cancel.
         """
         rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
+        self._check_output(output)
         steps = self.drawing.steps if steps is None else steps
         guidance = self.drawing.guidance if guidance is None else guidance
         noise = self._noise(len(rows), width, height, seed, noise)
@@ -110,6 +123,8 @@ class JanusFlowPipeline:
         velocity = self.guided_velocity(rows, negative_prompt, guidance, noise.shape)
         latents = sampling.integrate(velocity, z, times, solver, inpaint, on_step)
         return self._finish(latents, output)
+
+    __call__ = generate
 
     def guided_velocity(
         self, prompts: Sequence[str], negative_prompt: str | None, guidance: float, shape: Sequence[int]
@@ -171,11 +186,14 @@ class JanusFlowPipeline:
         if output == "latent":
             return latents
         pixels = self._need_codec().decode(latents)
-        if output == "pixels":
-            return pixels
-        if output == "pil":
-            return image.from_tensor(pixels.permute(0, 2, 3, 1))
-        raise ValueError(f"output must be 'pil', 'pixels' or 'latent', got {output!r}.")
+        return pixels if output == "pixels" else image.from_tensor(pixels.permute(0, 2, 3, 1))
+
+    def _check_output(self, output: str) -> None:
+        """Raise before the flow what would else be raised after it."""
+        if output not in get_args(Output):
+            raise ValueError(f"output must be 'pil', 'pixels' or 'latent', got {output!r}.")
+        if output != "latent":
+            _ = self._need_codec().vae
 
     def _need_codec(self) -> LatentCodec:
         if self.codec is None:
@@ -190,36 +208,47 @@ class JanusFlowPipeline:
     @torch.no_grad()
     def describe(
         self,
-        images: Image.Image | Sequence[Image.Image],
+        images: Picture | Sequence[Picture],
         question: str = DEFAULT_QUESTION,
         *,
+        together: bool = False,
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
         on_token: Callable[[str], None] | None = None,
-    ) -> str:
-        """Answer one question about one picture or several; `on_token` gets the words as they come and may raise.
+    ) -> Any:
+        """Answer a question about a picture (a str), about each of several (a list), or once about all `together`.
 
-        `temperature` 0 is greedy. Raises ValueError for a conversation that does not fit the model.
+        Pictures are PIL images, arrays, tensors or paths of files. `temperature` 0 is greedy; answer k is the one that
+        its picture gets alone at seed + k. `on_token` gets the words of one answer as they come and may raise. Raises
+        ValueError for a conversation that does not fit the model, and what `open_image` raises.
         """
-        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        pictures = [images] if isinstance(images, Picture) else list(images)
+        asked = [pictures] if together or isinstance(images, Picture) else [[picture] for picture in pictures]
+        if on_token is not None and len(asked) != 1:
+            raise ValueError("on_token follows one answer: give one picture, or together=True.")
         stream = self.tokenizer.stream()
-        forward = None if on_token is None else (lambda row, token: on_token(stream.push(token)))
-        options = SamplingOptions(temperature=temperature, top_p=top_p)
-        conversation = self.tokenizer.question_messages(question, len(pictures))
-        (answer,) = self.converse(
-            [conversation], [pictures], max_new_tokens=max_new_tokens, options=options, seeds=[seed], on_token=forward
-        )
+        answers: list[str] = []
+        for first in range(0, len(asked), AT_ONCE):
+            some = asked[first : first + AT_ONCE]
+            answers += self.converse(
+                [self.tokenizer.question_messages(question, len(own)) for own in some],
+                some,
+                max_new_tokens=max_new_tokens,
+                options=SamplingOptions(temperature=temperature, top_p=top_p),
+                seeds=range(seed + first, seed + first + len(some)),
+                on_token=None if on_token is None else (lambda _, token: on_token(stream.push(token))),
+            )
         if on_token is not None and (rest := stream.flush()):
             on_token(rest)
-        return answer
+        return answers[0] if together or isinstance(images, Picture) else answers
 
     @torch.no_grad()
     def converse(
         self,
         conversations: Sequence[Sequence[Message]],
-        images: Sequence[Sequence[Image.Image]],
+        images: Sequence[Sequence[Picture]],
         *,
         max_new_tokens: int = 512,
         options: SamplingOptions = SamplingOptions(),
@@ -232,7 +261,7 @@ class JanusFlowPipeline:
         ]
         tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
         self.model.config.language.check_conversation(tokens.shape[1], max_new_tokens)
-        pixels = [image.preprocess(picture, self.image_config) for own in images for picture in own]
+        pixels = [image.preprocess(_opened(picture), self.image_config) for own in images for picture in own]
         features = self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
         embeddings = self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, features)
         texts = decoding.generate(
@@ -248,6 +277,10 @@ class JanusFlowPipeline:
             on_token=on_token,
         )
         return [self.tokenizer.decode(text).strip() for text in texts]
+
+
+def _opened(picture: Picture) -> image.Picture:
+    return image.open_image(picture) if isinstance(picture, (str, PathLike)) else picture
 
 
 def _fraction(strength: float) -> float:

@@ -6,6 +6,7 @@ Model-scale latents are VAE latents times `scaling_factor`; pixels are (B, 3, H,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ SDXL_CONFIG: dict[str, Any] = {
 
 
 class LatentCodec:
-    """An SDXL-style autoencoder at the model's scale. Never in float16, where SDXL's VAE overflows."""
+    """An SDXL-style autoencoder at the model's scale. Never in float16, where SDXL's VAE overflows.
+
+    It is built when first used, so that diffusers is needed for pixels alone.
+    """
 
     def __init__(
         self,
@@ -43,11 +47,20 @@ class LatentCodec:
     ) -> None:
         if dtype == torch.float16:
             raise ValueError("the SDXL VAE overflows in float16: use bfloat16 or float32.")
-        own = {key: value.to(device, dtype) for key, value in _diffusers_names(weights, config).items()}
-        self.vae = _autoencoder(config)
-        self.vae.load_state_dict(own, strict=True, assign=True)
-        self.vae.eval().requires_grad_(False)
+        self.config, self.weights, self.dtype, self.device = config, weights, dtype, torch.device(device)
         self.scale = float(config.get("scaling_factor", SDXL_CONFIG["scaling_factor"]))
+
+    @cached_property
+    def vae(self) -> Any:
+        """diffusers' AutoencoderKL; raises ImportError, with what to install, where there is no diffusers."""
+        vae, named = _autoencoder(self.config), _diffusers_names(self.weights, self.config)
+        own = {key: value.to(self.device, self.dtype) for key, value in named.items()}
+        vae.load_state_dict(own, strict=True, assign=True)
+        return vae.eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> LatentCodec:
+        """The same on another device."""
+        return LatentCodec(self.config, self.weights, self.dtype, device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -63,7 +76,7 @@ class LatentCodec:
         return torch.cat(rows).float() * self.scale
 
     def _own(self, x: Tensor) -> Tensor:
-        return x.to(self.vae.device, self.vae.dtype)
+        return x.to(self.device, self.dtype)
 
 
 def load_vae_files(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -109,7 +122,7 @@ def _autoencoder(config: Mapping[str, Any]) -> Any:
     try:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     except ImportError as error:
-        raise ImportError('pictures need diffusers outside ComfyUI: pip install "janusflow[cli]"') from error
+        raise ImportError('pictures need diffusers outside ComfyUI: pip install "diffusers>=0.35"') from error
     with torch.device("meta"):
         return AutoencoderKL.from_config({k: v for k, v in config.items() if not k.startswith("_")})
 

@@ -106,7 +106,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file whole or not at all: to a temporary name first, then renamed."""
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the user's umask allows; safetensors would keep the file to its owner
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"format": "pt", **(metadata or {})})
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

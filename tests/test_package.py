@@ -32,7 +32,8 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_a_wheel_holds_every_file_of_the_library(wheel: Path):
-    wanted = {path.relative_to(ROOT).as_posix() for path in CORE.rglob("*") if path.suffix in (".py", ".safetensors")}
+    kinds = (".py", ".typed", ".safetensors")
+    wanted = {path.relative_to(ROOT).as_posix() for path in CORE.rglob("*") if path.name.endswith(kinds)}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
     assert held == wanted
 
@@ -48,6 +49,10 @@ def test_an_installed_wheel_draws(wheel: Path, tmp_path: Path):
 
     where = run("-c", "import janusflow_core.cli; print(janusflow_core.cli.__file__)")
     assert Path(where.strip()).is_relative_to(tmp_path / "site")
+    listed = run(
+        "-c", "import janusflow_core, sys; print('JanusFlowPipeline' in dir(janusflow_core), 'torch' in sys.modules)"
+    )
+    assert listed.split() == ["True", "False"]
     drawn = run("-m", "janusflow_core.cli", "generate", "a heart", "--steps", "1", "--device", "cpu")
     with Image.open(tmp_path / drawn.strip()) as picture:
         assert picture.size == (96, 96)

@@ -15,8 +15,12 @@ from .options import one_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what the user can mend ends in one line on stderr and status 2."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given == ["--version"]:
+        print(f"janusflow {__version__}")
+        return 0
     try:
-        return parse(argv).run()
+        return parse(given).run()
     except KeyboardInterrupt:
         return 130
     except (ValueError, ImportError, OSError) as error:
@@ -24,12 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def parse(argv: Sequence[str] | None) -> Any:
+def parse(argv: Sequence[str]) -> Any:
     """The command that the arguments ask for; help and misspelt arguments leave the program."""
     try:
         import tyro
     except ImportError as error:
-        raise ImportError('the command line needs tyro: pip install "janusflow[cli]"') from error
+        raise ImportError('the command line needs tyro: pip install "tyro>=1.0"') from error
     config = (tyro.conf.PositionalRequiredArgs, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     return tyro.extras.subcommand_cli_from_dict(
         commands(),

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .options import runtime_errors_in_words, torch_dtype
+from .options import progress, runtime_errors_in_words, torch_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Convert:
         from .. import convert, vae
 
         own_vae = None if self.vae is None else vae.load_vae_files(self.vae)
-        with runtime_errors_in_words():
-            convert.convert(self.source, self.target, torch_dtype(self.dtype), own_vae)
+        with runtime_errors_in_words(), progress("converting") as show:
+            convert.convert(self.source, self.target, torch_dtype(self.dtype), own_vae, show)
         files = (self.target, *self.target.rglob("*"))
         size = sum(file.stat().st_size for file in files if file.is_file())
         print(f"wrote {self.target}, {size / 1e6:,.1f} MB, and read it back: the weights are the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ import tyro
 from .options import LoadOptions, one_line, stream_words
 
 if TYPE_CHECKING:
-    from ..pipeline import JanusFlowPipeline
+    from ..pipeline import JanusFlowPipeline, Picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe(LoadOptions):
-    """Say in words what pictures show; for several pictures, prints lines of path, tab and answer."""
+    """Say in words what pictures show; for several, prints lines of path, tab and answer, and skips what is none."""
 
     picture: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PICTURE...", help_behavior_hint="(required)")]
     """Files to describe."""
@@ -35,30 +36,56 @@ class Describe(LoadOptions):
     """For --temperature above 0."""
 
     def run(self) -> int:
-        """Answer; the status is 0."""
-        if not self.picture:
-            raise ValueError("got no picture, expected one or more: janusflow describe picture.png")
-        if missing := [path for path in self.picture if not path.is_file()]:
-            raise FileNotFoundError(f"no picture at {missing[0]}: check the path")
+        """Answer; the status is 1 if one of several pictures cannot be read, else 0."""
+        self._check()
         from ..pipeline import JanusFlowPipeline
 
-        pipe = JanusFlowPipeline.from_pretrained(self.model, **self.place())
-        if self.together or len(self.picture) == 1:
-            self._answer(pipe, self.picture, on_token=stream_words())
-            print()
-        else:
-            for path in self.picture:
-                print(f"{path}\t{one_line(self._answer(pipe, [path]))}", flush=True)
+        with self.loading() as place:
+            pipe = JanusFlowPipeline.from_pretrained(self.model, **place)
+        if not self.together and len(self.picture) > 1:
+            return self._table(pipe)
+        self._answer(pipe, self.picture, on_token=stream_words())
+        print()
         return 0
 
-    def _answer(
-        self, pipe: JanusFlowPipeline, paths: Sequence[Path], on_token: Callable[[str], None] | None = None
-    ) -> str:
+    def _check(self) -> None:
+        if not self.picture:
+            raise ValueError("got no picture, expected one or more: janusflow describe picture.png")
+        if not self.question.strip():
+            raise ValueError("the question is empty: ask something, or leave --question away")
+        for path in self.picture:
+            if path.is_dir():
+                raise ValueError(f"{path} is a folder: name its pictures, for example {path / '*.png'}")
+            if "*" in path.name and not path.exists():
+                raise FileNotFoundError(f"no picture is called {path}: check the folder, and leave the quotes away")
+        if not any(path.exists() for path in self.picture):
+            raise FileNotFoundError(f"no picture at {self.picture[0]}: check the path")
+
+    def _table(self, pipe: JanusFlowPipeline) -> int:
+        """Print a line for each picture; what cannot be read is named on stderr and makes the status 1."""
+        from tqdm import tqdm
+
         from ..image import open_image
 
+        unread = 0
+        for path in tqdm(self.picture, unit="picture", leave=False, disable=None):
+            try:
+                picture = open_image(path)
+            except (OSError, ValueError) as error:
+                unread += 1
+                tqdm.write(f"janusflow: {one_line(str(error))}", file=sys.stderr)
+            else:
+                tqdm.write(f"{path}\t{one_line(self._answer(pipe, [picture]))}")
+                sys.stdout.flush()
+        return int(unread > 0)
+
+    def _answer(
+        self, pipe: JanusFlowPipeline, pictures: Sequence[Picture], on_token: Callable[[str], None] | None = None
+    ) -> str:
         return pipe.describe(
-            [open_image(path) for path in paths],
+            pictures,
             self.question,
+            together=True,
             temperature=self.temperature,
             max_new_tokens=self.max_new_tokens,
             top_p=self.top_p,

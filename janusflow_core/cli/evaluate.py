@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .options import LoadOptions
+from .options import LoadOptions, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +36,8 @@ class Evaluate(LoadOptions):
         from ..pipeline import JanusFlowPipeline
         from ..world.score import draw_tasks, overall, score_answers, score_pictures, score_round_trips
 
-        pipe = JanusFlowPipeline.from_pretrained(self.model, **self.place())
+        with self.loading() as place:
+            pipe = JanusFlowPipeline.from_pretrained(self.model, **place)
 
         def draw(prompts: Sequence[str], seed: int) -> Sequence[Image.Image]:
             return pipe.generate(prompts, steps=self.steps, guidance=self.guidance, seed=seed)
@@ -57,17 +57,3 @@ class Evaluate(LoadOptions):
             for name, score in scores.items():
                 print(f"  {name:<18}{score}")
         return 0
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal while something is counted: what is inside tells it how many are done, and of how many."""
-    from tqdm import tqdm
-
-    with tqdm(desc=title, leave=False, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ..drawing import DrawingConfig
     from ..pipeline import JanusFlowPipeline
 
+ORIGIN_KEY = "janusflow"  # in a PNG; ComfyUI takes what stands under `prompt`, `workflow` or `parameters` for its own
+
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(LoadOptions):
@@ -28,7 +31,7 @@ class Generate(LoadOptions):
     negative_prompt: str | None = None
     """What to stay away from."""
     out: Path = Path(".")
-    """Folder for the pictures, janusflow_<seed>_<number>.png; nothing in it is overwritten."""
+    """Folder for the pictures, janusflow_<its own seed>_<number>.png; nothing in it is overwritten."""
     num_images: int = 1
     """Pictures of each prompt."""
     width: int | None = None
@@ -55,8 +58,8 @@ class Generate(LoadOptions):
 
     def run(self) -> int:
         """Draw and save; the status is 0."""
-        if not self.prompt:
-            raise ValueError('got no prompt, expected one or more: janusflow generate "a red circle"')
+        if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
+            raise ValueError('got no prompt or an empty one, say what to draw: janusflow generate "a red circle"')
         if self.strength != 1.0 and self.init_image is None:
             raise ValueError("got --strength without --init-image, which it dissolves: name that picture too")
         self.out.mkdir(parents=True, exist_ok=True)
@@ -65,10 +68,12 @@ class Generate(LoadOptions):
         from ..png import save_new
 
         start, mask = (path and open_image(path) for path in (self.init_image, self.mask))
-        pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **self.place())
+        with self.loading() as place:
+            pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **place)
         settled = self._settled(pipe.drawing)
         for row, picture in enumerate(settled._draw(pipe, start, mask)):
-            print(save_new(self.out, f"janusflow_{self.seed}", picture, settled._origin(row)), flush=True)
+            name, origin = f"janusflow_{self.seed + row}", json.dumps(settled._origin(row), ensure_ascii=False)
+            print(save_new(self.out, name, picture, {ORIGIN_KEY: origin}), flush=True)
         return 0
 
     def _settled(self, drawing: DrawingConfig) -> Generate:
@@ -101,7 +106,7 @@ class Generate(LoadOptions):
                 on_step=advance,
             )
 
-    def _origin(self, row: int) -> dict[str, str]:
+    def _origin(self, row: int) -> dict[str, Any]:
         """How picture `row` was made, by itself; paths are cut to names, because pictures get shared."""
         values = {
             "prompt": self.prompt[row // self.num_images],
@@ -117,4 +122,4 @@ class Generate(LoadOptions):
             values |= {"init_image": self.init_image.name, "strength": self.strength}
         if self.mask is not None:
             values["mask"] = self.mask.name
-        return {name: str(value) for name, value in values.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}

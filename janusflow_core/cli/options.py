@@ -25,11 +25,14 @@ class LoadOptions:
     dtype: Literal["bf16", "fp32"] | None = None
     """What to compute in; bf16 on GPUs that have it by default, else fp32."""
 
-    def place(self) -> dict[str, Any]:
-        """Device and dtype as JanusFlowPipeline.from_pretrained takes them."""
+    @contextmanager
+    def loading(self) -> Iterator[dict[str, Any]]:
+        """Device and dtype as JanusFlowPipeline.from_pretrained takes them, and a bar while it reads the model."""
         from ..device import usable_device
 
-        return {"device": usable_device(self.device), "dtype": torch_dtype(self.dtype)}
+        place = {"device": usable_device(self.device), "dtype": torch_dtype(self.dtype)}
+        with progress("loading") as show:
+            yield {**place, "on_progress": show}
 
 
 def torch_dtype(name: str | None) -> torch.dtype | None:
@@ -66,3 +69,17 @@ def runtime_errors_in_words() -> Iterator[None]:
         sentence, _, log = str(error).partition("\n")
         print(log, end="\n" if log else "", file=sys.stderr)
         raise OSError(sentence) from error
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal while something is counted: what is inside tells it how many are done, and of how many."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

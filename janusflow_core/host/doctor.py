@@ -25,13 +25,12 @@ if TYPE_CHECKING:
 Level = Literal["ok", "note", "warning", "error"]
 BUNDLED_MODEL = "janusflow-tiny"
 NEEDED = ("tokenizers", "safetensors", "numpy", "pillow", "pydantic", "tqdm")
-# Distribution -> (the extra that brings it, what it is for).
+# Distribution -> what it is for.
 OPTIONAL = {
-    "diffusers": ("cli", "pictures outside ComfyUI"),
-    "tyro": ("cli", "the command line"),
-    "accelerate": ("train", "training"),
-    "comfy-cli": ("demo", "converting workflows"),
-    "websocket-client": ("demo", "following a run in ComfyUI"),
+    "diffusers": "pictures outside ComfyUI",
+    "tyro": "the command line",
+    "comfy-cli": "converting workflows",
+    "websocket-client": "following a run in ComfyUI",
 }
 OLDEST_COMFYUI = (0, 30, 0)
 # Activations, the VAE and torch itself beside the weights.
@@ -116,9 +115,9 @@ def _libraries() -> Iterator[Finding]:
     for name in NEEDED:
         if not found[name]:
             yield Finding("error", f"{name} is missing", f"pip install {name}")
-    for name, (extra, use) in OPTIONAL.items():
+    for name, use in OPTIONAL.items():
         if not found[name]:
-            yield Finding("note", f"{name} is missing; it is for {use}", f'pip install "janusflow[{extra}]"')
+            yield Finding("note", f"{name} is missing; it is for {use}", f"pip install {name}")
 
 
 def _torchvision() -> Iterator[Finding]:
@@ -146,7 +145,7 @@ def _diffusers() -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"diffusers is installed but broken, so no pictures outside ComfyUI: {_reason(error)}",
-            'pip install --upgrade "janusflow[cli]" transformers huggingface_hub',
+            "pip install --upgrade diffusers transformers huggingface_hub",
         )
 
 

@@ -253,7 +253,7 @@ class Server:
         try:
             import websocket
         except ImportError as error:
-            hint = 'pip install "janusflow[demo]"'
+            hint = 'pip install "websocket-client>=1.6"'
             raise ImportError(f"following a prompt needs websocket-client: {hint}") from error
         address = f"ws://127.0.0.1:{self.port}/ws?clientId={client}"
         try:

@@ -19,7 +19,7 @@ def convert_workflow(workflow: Json, object_info: Json) -> Json:
     try:
         from comfy_cli.workflow_to_api import WorkflowConversionError, convert_ui_to_api
     except ImportError as error:
-        raise ImportError('converting workflows needs comfy-cli: pip install "janusflow[demo]"') from error
+        raise ImportError('converting workflows needs comfy-cli: pip install "comfy-cli>=1.20"') from error
     try:
         return convert_ui_to_api(workflow, object_info)
     except WorkflowConversionError as error:

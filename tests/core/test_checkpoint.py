@@ -347,6 +347,28 @@ def test_what_does_not_exist_is_named(tmp_path: Path):
         open_checkpoint(tmp_path / "notes.txt")
 
 
+def test_a_hubs_name_says_how_to_get_it():
+    with pytest.raises(FileNotFoundError, match="hf download deepseek-ai/JanusFlow-1.3B --local-dir JanusFlow-1.3B"):
+        open_checkpoint("deepseek-ai/JanusFlow-1.3B")
+
+
+def test_loading_and_converting_tell_how_far_they_are(folder: Path, tmp_path: Path):
+    told: list[tuple[int, int]] = []
+
+    def cancel(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == total - 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        load_model(open_checkpoint(folder), on_progress=cancel)
+    count = len(micro().model.state_dict())
+    assert told == [(done, count) for done in range(1, count)]
+    told.clear()
+    convert(folder, tmp_path / "single.safetensors", on_progress=lambda *at: told.append(at))
+    assert told == [(done, 2 * count) for done in range(1, 2 * count + 1)]
+
+
 # --- nothing half-written ---------------------------------------------------------------------------------------
 
 
@@ -366,6 +388,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path):
             save()
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
     assert (tmp_path / "kept.safetensors").read_bytes() == b"before"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_written_files_are_as_open_as_the_umask_allows(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    write_tensors(tmp_path / "new.safetensors", {"a": torch.ones(2)})
+    assert (tmp_path / "new.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])

@@ -1,6 +1,9 @@
 """Pictures from words and words from pictures, through the public calls."""
 
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -251,9 +254,58 @@ def test_bad_arguments_are_refused_in_one_sentence(arguments: dict[str, Any], wo
         micro_with_codec().generate(**{"prompt": "a cat", "steps": 1, **arguments})
 
 
+def never(*_: object) -> None:
+    raise AssertionError("the flow has begun")
+
+
 def test_without_a_vae_only_latents_can_be_had():
     with pytest.raises(ValueError, match="no VAE: pass vae=.*output='latent'"):
-        micro().generate("a cat", steps=1)
+        micro().generate("a cat", steps=1, on_step=never)
+    with pytest.raises(ValueError, match="got 'jpeg'"):
+        micro_with_codec().generate("a cat", steps=1, on_step=never, output="jpeg")
+
+
+def test_only_pixels_need_diffusers():
+    code = """if True:
+        import sys
+        sys.modules["diffusers"] = None
+        from PIL import Image
+        from janusflow_core import JanusFlowPipeline
+        pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+        print(pipe.describe(Image.new("RGB", (96, 96), "white"), max_new_tokens=3))
+        print(tuple(pipe("a heart", steps=1, output="latent").shape))
+        def never(*_):
+            raise AssertionError("the flow has begun")
+        try:
+            pipe("a heart", steps=1, on_step=never)
+        except ImportError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    wanted = 'pictures need diffusers outside ComfyUI: pip install "diffusers>=0.35"'
+    assert done.stdout.splitlines()[1:] == ["(1, 4, 12, 12)", wanted], done
+
+
+def test_a_call_generates():
+    assert torch.equal(micro()("a cat", **SMALL), micro().generate("a cat", **SMALL))
+
+
+def test_a_pipeline_is_converted_in_place():
+    pipe = micro_pipeline()
+    assert pipe.to(dtype=torch.bfloat16) is pipe and pipe.dtype == torch.bfloat16
+    rounded = pipe.generate("a cat", **SMALL)
+    again = pipe.to("cpu", torch.float32).generate("a cat", **SMALL)
+    assert 0 < relative(rounded, micro().generate("a cat", **SMALL)) < 0.1
+    assert 0 < relative(again, micro().generate("a cat", **SMALL)) < 0.1  # what bfloat16 rounded stays so
+
+
+def test_a_pipeline_with_a_vae_moves_whole(tmp_path):
+    folder = write_folder(tmp_path / "micro", micro(), codec=True)
+    pipe = JanusFlowPipeline.from_pretrained(folder, device="cpu", dtype=torch.float32)
+    before = pipe.generate("a cat", **{**SMALL, "output": "pixels"})
+    pipe.to("meta")
+    assert {p.device.type for p in (*pipe.model.parameters(), *pipe.codec.vae.parameters())} == {"meta"}
+    assert before.device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -298,10 +350,24 @@ def test_describe_streams_the_answer():
     pieces: list[str] = []
     options = {"question": "Which is brighter?", "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.9, "seed": 3}
     pictures = [picture("wide"), picture("gray")]
-    answer = micro().describe(pictures, on_token=pieces.append, **options)
+    answer = micro().describe(pictures, together=True, on_token=pieces.append, **options)
     assert "".join(pieces).strip() == answer
     assert len(pieces) > 3
-    assert micro().describe(pictures, **options) == answer
+    assert micro().describe(pictures, together=True, **options) == answer
+
+
+def test_several_pictures_get_an_answer_each_from_memory_or_files(tmp_path):
+    options = {"question": "What?", "max_new_tokens": 6, "temperature": 1.0}
+    files = [GOLDEN / "images" / f"{name}.png" for name in ("wide", "gray", "rgba")] * 3
+    answers = micro().describe(files, seed=4, **options)
+    alone = [micro().describe(Image.open(file), seed=4 + k, **options) for k, file in enumerate(files)]
+    assert answers == alone and len(set(answers)) > 3
+    assert micro().describe(str(files[0]), seed=4, **options) == answers[0]
+    assert micro().describe([], **options) == []
+    with pytest.raises(ValueError, match="on_token follows one answer"):
+        micro().describe(files, on_token=print, **options)
+    with pytest.raises(FileNotFoundError, match="no picture at .*none.png"):
+        micro().describe([files[0], tmp_path / "none.png"], **options)
 
 
 def test_sampled_answers_do_not_depend_on_the_batch():

@@ -1,6 +1,7 @@
 """The commands as a user types them, on the golden model: what they write, print and refuse."""
 
 import _thread
+import json
 import os
 import shutil
 import signal
@@ -50,6 +51,13 @@ def in_a_process(*arguments: object, cwd: Path | None = None) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd, env=env, check=False)
 
 
+def origin(path: str | Path) -> dict:
+    """How a picture was made; its only text, so that ComfyUI does not take it for a workflow of its own."""
+    with Image.open(path) as found:
+        assert set(found.text) == {"janusflow"}
+        return json.loads(found.text["janusflow"])
+
+
 def assert_same(path: str | Path, picture: Image.Image) -> None:
     with Image.open(path) as found:
         assert found.size == picture.size and found.tobytes() == picture.tobytes()
@@ -62,32 +70,30 @@ def test_pictures_are_the_pipelines_and_know_their_origin(capsys, tmp_path, pipe
     out = tmp_path / "new" / "folder"
     status, printed, _ = run(capsys, "generate", *PROMPTS, *DRAW, "--num-images", 2, "--seed", 7, "--out", out)
     paths = [Path(line) for line in printed.splitlines()]
-    assert status == 0 and paths == [out / f"janusflow_7_{k}.png" for k in range(4)] == sorted(out.iterdir())
+    assert status == 0 and paths == [out / f"janusflow_{7 + k}_0.png" for k in range(4)] and len([*out.iterdir()]) == 4
     expected = pipe.generate(PROMPTS, width=64, height=48, steps=2, seed=7, num_images=2)
     for row, (path, picture) in enumerate(zip(paths, expected, strict=True)):
         assert_same(path, picture)
-        with Image.open(path) as found:
-            assert found.text == {
-                "prompt": PROMPTS[row // 2], "seed": str(7 + row), "steps": "2", "guidance": "2.0", "solver": "euler",
-                "model": "tiny", "version": f"janusflow {__version__}"}  # fmt: skip
+        assert origin(path) == {
+            "prompt": PROMPTS[row // 2], "seed": 7 + row, "steps": 2, "guidance": 2.0, "solver": "euler",
+            "model": "tiny", "version": f"janusflow {__version__}"}  # fmt: skip
 
 
 def test_the_origin_names_the_checkpoints_own_settings(capsys, tmp_path):
     shutil.copytree(TINY, tmp_path / "tiny")
     (tmp_path / "tiny" / "drawing_config.json").write_text('{"steps": 1, "guidance": 4.5}')
     run(capsys, "generate", "a heart", "--model", tmp_path / "tiny", *DRAW[2:-2], "--out", tmp_path)
-    with Image.open(tmp_path / "janusflow_0_0.png") as found:
-        assert (found.text["steps"], found.text["guidance"]) == ("1", "4.5")
+    made = origin(tmp_path / "janusflow_0_0.png")
+    assert (made["steps"], made["guidance"]) == (1, 4.5)
 
 
 def test_the_origin_makes_the_picture_again(capsys, tmp_path):
     run(capsys, "generate", "a heart", *DRAW, "--num-images", 2, "--guidance", 3, "--solver", "heun", "--out", tmp_path)
-    with Image.open(tmp_path / "janusflow_0_1.png") as second:
-        text = second.text
-        options = [part for name in ("seed", "steps", "guidance", "solver") for part in (f"--{name}", text[name])]
-        run(capsys, "generate", text["prompt"], *DRAW, *options, "--out", tmp_path / "again")
-        with Image.open(tmp_path / "again" / "janusflow_1_0.png") as again:
-            difference = np.asarray(again, dtype=int) - np.asarray(second, dtype=int)
+    made = origin(tmp_path / "janusflow_1_0.png")
+    options = [part for name in ("seed", "steps", "guidance", "solver") for part in (f"--{name}", made[name])]
+    run(capsys, "generate", made["prompt"], *DRAW, *options, "--out", tmp_path / "again")
+    second, again = (Image.open(folder / "janusflow_1_0.png") for folder in (tmp_path, tmp_path / "again"))
+    difference = np.asarray(again, dtype=int) - np.asarray(second, dtype=int)
     assert np.abs(difference).max() <= 1  # a batch of another size adds up in another order
 
 
@@ -116,8 +122,8 @@ def test_start_picture_mask_and_negative_prompt_reach_the_pipeline(capsys, tmp_p
     )
     assert status == 0
     assert_same(printed.strip(), expected)
-    with Image.open(printed.strip()) as found:
-        assert [found.text[name] for name in ("init_image", "mask", "strength")] == ["wide.png", "mask.png", "0.5"]
+    made = origin(printed.strip())
+    assert [made[name] for name in ("init_image", "mask", "strength")] == ["wide.png", "mask.png", 0.5]
 
 
 # --- describe ---------------------------------------------------------------------------------------------------
@@ -148,7 +154,16 @@ def test_several_pictures_give_a_table(capsys, pipe):
 def test_pictures_together_are_one_question(capsys, pipe):
     paths = [PICTURES / "wide.png", PICTURES / "rgba.png"]
     _, printed, _ = run(capsys, "describe", *paths, *SAY, "--together")
-    assert printed.strip() == pipe.describe([open_image(path) for path in paths], max_new_tokens=6)
+    assert printed.strip() == pipe.describe(paths, together=True, max_new_tokens=6)
+
+
+def test_what_is_no_picture_is_named_and_skipped(capsys, tmp_path):
+    good, (bad, none) = PICTURES / "wide.png", (tmp_path / "bad.png", tmp_path / "none.png")
+    bad.write_text("no picture")
+    status, printed, complaint = run(capsys, "describe", bad, good, none, good, *SAY)
+    assert status == 1 and [line.split("\t")[0] for line in printed.splitlines()] == [str(good)] * 2
+    assert [line.startswith("janusflow: ") for line in complaint.splitlines()] == [True, True]
+    assert str(bad) in complaint and str(none) in complaint
 
 
 # --- convert ----------------------------------------------------------------------------------------------------
@@ -177,6 +192,7 @@ def test_weights_are_cast(capsys, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "told"), [
     (["generate", *DRAW], "no prompt"),
+    (["generate", "a heart", " ", *DRAW], "an empty one"),
     (["generate", "a heart", *DRAW, "--width", "50"], "multiple of 16"),
     (["generate", "a heart", *DRAW, "--steps", "0"], "steps must be at least 1"),
     (["generate", "a heart", *DRAW, "--strength", "0.5"], "--init-image"),
@@ -185,6 +201,10 @@ def test_weights_are_cast(capsys, tmp_path):
     (["generate", "a heart", "--model", "no-such-model"], "no-such-model"),
     (["describe", *SAY], "no picture"),
     (["describe", "no-such.png", *SAY], "no-such.png"),
+    (["describe", "no-such.png", "neither.png", *SAY], "no-such.png"),
+    (["describe", str(PICTURES), *SAY], "is a folder: name its pictures"),
+    (["describe", str(PICTURES / "*.jpeg"), *SAY], "leave the quotes away"),
+    (["describe", str(PICTURES / "wide.png"), *SAY, "--question", " "], "the question is empty"),
     (["describe", str(TINY / "config.json"), *SAY], "config.json"),
     (["convert", str(VAE), "x.safetensors"], "config.json"),
     (["convert", str(TINY), str(PICTURES)], "exists already"),
@@ -208,7 +228,7 @@ def test_a_misspelt_option_is_refused_by_name(capsys):
 def test_without_tyro_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tyro", None)
     status, _, complaint = run(capsys, "--help")
-    assert status == 2 and 'pip install "janusflow[cli]"' in complaint
+    assert status == 2 and 'pip install "tyro>=1.0"' in complaint
 
 
 def interrupt_while(function: str) -> None:
@@ -246,6 +266,10 @@ def test_training_has_a_budget_and_a_start():
 def test_training_without_time_is_refused(capsys, tmp_path):
     status, _, complaint = run(capsys, "train", "tiny", "--minutes", 0, "--out", tmp_path / "out")
     assert status == 2 and "--minutes 0" in complaint and not (tmp_path / "out").exists()
+
+
+def test_the_version_is_told(capsys):
+    assert run(capsys, "--version") == (0, f"janusflow {__version__}\n", "")
 
 
 # --- as a program -----------------------------------------------------------------------------------------------
