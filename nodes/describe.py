@@ -6,7 +6,7 @@ from typing import Any
 
 from ..janusflow_core.decoding import SamplingOptions
 from .native.clip import JanusFlowCLIP
-from .native.compat import io, ui
+from .native.compat import io, show_on_node, ui
 
 AT_ONCE = 8  # pictures in one batch: each is several hundred tokens long
 
@@ -47,6 +47,7 @@ class JanusFlowDescribe(io.ComfyNode):
             description="Answers a question about each picture of a batch. Pictures go in whole, never cropped.",
             search_aliases=["janus caption", "image to text", "vqa", "captioning", "interrogate"],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Clip.Input("clip", tooltip="The CLIP of Load JanusFlow."),
                 io.Image.Input("image", tooltip="One picture or a batch; each gets its own answer."),
@@ -81,13 +82,11 @@ class JanusFlowDescribe(io.ComfyNode):
         if not question.strip():
             raise ValueError("The question is empty: write what to ask, for example `Describe the image.`")
         options = SamplingOptions(mode.get("temperature", 0.0), mode.get("top_p", 1.0))
-        texts = [
-            text
-            for first in range(0, len(image), AT_ONCE)
-            for text in _answers(
-                clip, image[first : first + AT_ONCE], question, max_new_tokens, options, mode.get("seed", 0) + first
-            )
-        ]
+        texts: list[str] = []
+        for first in range(0, len(image), AT_ONCE):
+            some, seed = image[first : first + AT_ONCE], mode.get("seed", 0) + first
+            texts += _answers(clip, some, question, max_new_tokens, options, seed)
+            show_on_node("\n\n".join(texts), cls.hidden.unique_id)
         return io.NodeOutput(texts, ui=ui.PreviewText("\n\n".join(texts)))
 
 

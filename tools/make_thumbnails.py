@@ -34,15 +34,13 @@ def main(names: list[str]) -> None:
 
 
 def run(server: Server, path: Path) -> tuple[Path, str]:
-    """Run one workflow; returns its picture, drawn or read, and its words, or "" where it has none."""
-    workflow, read = json.loads(path.read_text(encoding="utf-8")), path.with_name(f"{path.stem}_input.png")
-    if read.is_file():
-        server.upload_image(read)
+    """Run one workflow; returns its first picture, and its words, or "" where it has none."""
+    workflow = json.loads(path.read_text(encoding="utf-8"))
     result = server.run(convert_workflow(workflow, server.object_info()), workflow)
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
     words = [text for output in result.outputs.values() for text in output.get("text", ())]
-    return server.output_path(result.images[0]) if result.images else read, words[0] if words else ""
+    return server.output_path(result.images[0]), words[0] if words else ""
 
 
 def thumbnail(picture: Image.Image, words: str) -> Image.Image:

@@ -41,7 +41,7 @@ def there_and_back(
 
 def checkout_workflow() -> Json:
     """The workflow as the editor saved it; raises FileNotFoundError outside a checkout of the pack."""
-    entry, path = CHECKOUT / "__init__.py", CHECKOUT / "workflows" / "there_and_back.json"
+    entry, path = CHECKOUT / "__init__.py", CHECKOUT / "workflows" / "JanusFlow there and back.json"
     if not path.is_file() or not entry.is_file() or "comfy_entrypoint" not in entry.read_text(encoding="utf-8"):
         raise FileNotFoundError(
             "the demo runs from a checkout of the ComfyUI pack, not from an installed library: "

@@ -22,6 +22,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from comfy.sd import CLIP, VAE
 from comfy.supported_models_base import BASE as SupportedModel
 from comfy_api.latest import ComfyExtension, io, ui
+from server import PromptServer
 
 __all__ = [
     "BaseModel",
@@ -47,6 +48,7 @@ __all__ = [
     "pad_to_patch_size",
     "sample",
     "samplers",
+    "show_on_node",
     "ui",
     "utils",
 ]
@@ -58,3 +60,10 @@ def new_patcher(model, load_device, offload_device, disable_dynamic: bool = Fals
     """A ModelPatcher of the kind this server uses; main.py rebinds the class at start, so it is looked up late."""
     kind = model_patcher.ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
     return kind(model, load_device=load_device, offload_device=offload_device)
+
+
+def show_on_node(text: str, node_id: str) -> None:
+    """Show a text on a node in the editor; nothing without a running server, as in a script."""
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_progress_text(text, node_id)
