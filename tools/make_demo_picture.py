@@ -11,13 +11,14 @@ from janusflow_core import JanusFlowPipeline
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "demo.png"
 PROMPTS = ("a purple heart", "a green star", "a yellow triangle", "two blue squares")
+SEED = 1  # of the first
 SIDE, STRIP, GAP = 240, 44, 16  # pixels: a picture, a line of words, the space between
 
 
 def main() -> None:
     """Draw, describe and lay out one column for each prompt."""
     pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny")
-    pictures = pipe.generate(PROMPTS, seed=1)
+    pictures = pipe.generate(PROMPTS, seed=SEED)
     height = SIDE + 2 * STRIP
     card = Image.new("RGB", (len(PROMPTS) * (SIDE + GAP) + GAP, height), "white")
     for column, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True)):

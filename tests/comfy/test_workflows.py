@@ -196,6 +196,15 @@ def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     assert not done.words or tells(done.words[0], prompt)
 
 
+def test_the_nodes_begin_as_the_first_workflow_does(run, catalog):
+    """What the workflow is shown to draw, a new user's own nodes draw too."""
+    given = {node["class_type"]: node["inputs"] for node in run("JanusFlow text to image").api.values()}
+    for kind in ("JanusFlowLoader", "JanusFlowEncodePrompt", "JanusFlowSampler", "JanusFlowVAEDecode"):
+        inputs = {**catalog[kind]["input"]["required"], **catalog[kind]["input"].get("optional", {})}
+        defaults = {name: spec[1]["default"] for name, spec in inputs.items() if "default" in (spec[1:] or [{}])[0]}
+        assert defaults == {name: given[kind][name] for name in defaults} and defaults, kind
+
+
 def test_only_the_loader_of_the_native_workflow_is_ours():
     kinds = [node["type"] for node in read("JanusFlow native nodes")["nodes"]]
     assert [kind for kind in kinds if kind.startswith("JanusFlow")] == ["JanusFlowLoader"]
