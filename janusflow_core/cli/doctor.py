@@ -14,8 +14,11 @@ class Doctor:
 
     def run(self) -> int:
         """Examine; the status is 1 if something is broken, else 0."""
+        from tqdm import tqdm
+
         from ..host.doctor import examine, report
 
-        findings = examine(self.model)
+        with tqdm(bar_format="{desc}", desc="looking around", leave=False, disable=None):
+            findings = examine(self.model)
         print(report(findings))
         return int(any(finding.level == "error" for finding in findings))
