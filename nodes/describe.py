@@ -86,7 +86,7 @@ class JanusFlowDescribe(io.ComfyNode):
         for first in range(0, len(image), AT_ONCE):
             some, seed = image[first : first + AT_ONCE], mode.get("seed", 0) + first
             texts += _answers(clip, some, question, max_new_tokens, options, seed)
-            show_on_node("\n\n".join(texts), cls.hidden.unique_id)
+            show_on_node("\n\n".join(texts), cls.hidden)
         return io.NodeOutput(texts, ui=ui.PreviewText("\n\n".join(texts)))
 
 

@@ -5,6 +5,8 @@ When ComfyUI renames one of them, this is the file that fails to import, and its
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management as model_management
 import comfy.model_patcher as model_patcher
 import comfy.ops as ops
@@ -62,8 +64,8 @@ def new_patcher(model, load_device, offload_device, disable_dynamic: bool = Fals
     return kind(model, load_device=load_device, offload_device=offload_device)
 
 
-def show_on_node(text: str, node_id: str) -> None:
-    """Show a text on a node in the editor; nothing without a running server, as in a script."""
+def show_on_node(text: str, hidden: Any) -> None:
+    """Show a text on the node with these hidden values, in the editor; nothing where a script runs it."""
     server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_progress_text(text, node_id)
+    if server is not None and hidden is not None:
+        server.send_progress_text(text, hidden.unique_id)

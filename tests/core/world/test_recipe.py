@@ -140,7 +140,9 @@ def in_group(process: psutil.Process, group: int) -> bool:
 
 @pytest.mark.skipif(os.name == "nt", reason="looks for what is left of a process group")
 def test_an_interrupt_ends_every_process_and_leaves_no_result(tmp_path):
-    code = "import sys; from pathlib import Path; from janusflow_core.world.recipe import train\n"
+    code = "import signal, sys; from pathlib import Path; from janusflow_core.world.recipe import train\n"
+    # A shell that starts the tests in the background makes their processes deaf to it.
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "if __name__ == '__main__': train(Path(sys.argv[1]), minutes=9, processes=2)\n"
     (tmp_path / "run.py").write_text(code)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "out")]
