@@ -67,13 +67,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return _open_folder(path)
     if path.is_file():
         return _open_single(path)
+    known, hint = ", ".join(bundled_names()) or "none", ""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise FileNotFoundError(
-            f"{source} is not on this machine, and nothing is downloaded unasked: run `hf download {source} "
-            f"--local-dir {path.name}` (from pip install huggingface_hub), then load the folder {path.name}."
+        hint = (
+            f"; to get it from the Hugging Face hub, run `hf download {source} --local-dir {path.name}` "
+            f"(from pip install huggingface_hub), then load the folder {path.name}"
         )
-    known = ", ".join(bundled_names()) or "none"
-    raise FileNotFoundError(f"{source} is neither a folder, nor a file, nor one of the bundled models ({known}).")
+    raise FileNotFoundError(f"{source} is neither a folder, nor a file, nor one of the bundled models ({known}){hint}.")
 
 
 def _open_folder(folder: Path) -> Checkpoint:

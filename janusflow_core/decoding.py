@@ -20,6 +20,8 @@ OnToken = Callable[[int, int], None]
 # (logits (B, V), float32, the ids that each row has written so far) -> logits (B, V); -inf forbids a token
 LogitsRule = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
 
+AT_ONCE = 8  # conversations to answer in one batch: a picture in one is several hundred tokens long
+
 
 @dataclass(frozen=True)
 class SamplingOptions:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import decoding, image, sampling
 from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
-from .decoding import SamplingOptions
+from .decoding import AT_ONCE, SamplingOptions
 from .device import best_device, best_dtype
 from .drawing import DrawingConfig
 from .model import JanusFlow, Prefix, flow_tokens
@@ -23,7 +23,6 @@ from .vae import LatentCodec, load_vae_files, vae_config
 Output = Literal["pil", "pixels", "latent"]
 Picture = image.Picture | str | PathLike  # in memory, or a file
 DEFAULT_QUESTION = "Describe the image."
-AT_ONCE = 8  # questions answered in one batch: each is several hundred tokens long
 
 
 class JanusFlowPipeline:
@@ -225,24 +224,26 @@ class JanusFlowPipeline:
         ValueError for a conversation that does not fit the model, and what `open_image` raises.
         """
         pictures = [images] if isinstance(images, Picture) else list(images)
-        asked = [pictures] if together or isinstance(images, Picture) else [[picture] for picture in pictures]
+        once = together or isinstance(images, Picture)
+        asked = [pictures] if once else [[picture] for picture in pictures]
         if on_token is not None and len(asked) != 1:
             raise ValueError("on_token follows one answer: give one picture, or together=True.")
-        stream = self.tokenizer.stream()
-        answers: list[str] = []
+        stream, answers = self.tokenizer.stream(), []
+        forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
+        options = SamplingOptions(temperature=temperature, top_p=top_p)
         for first in range(0, len(asked), AT_ONCE):
             some = asked[first : first + AT_ONCE]
             answers += self.converse(
                 [self.tokenizer.question_messages(question, len(own)) for own in some],
                 some,
                 max_new_tokens=max_new_tokens,
-                options=SamplingOptions(temperature=temperature, top_p=top_p),
+                options=options,
                 seeds=range(seed + first, seed + first + len(some)),
-                on_token=None if on_token is None else (lambda _, token: on_token(stream.push(token))),
+                on_token=forward,
             )
         if on_token is not None and (rest := stream.flush()):
             on_token(rest)
-        return answers[0] if together or isinstance(images, Picture) else answers
+        return answers[0] if once else answers
 
     @torch.no_grad()
     def converse(

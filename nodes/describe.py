@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..janusflow_core.decoding import SamplingOptions
+from ..janusflow_core.decoding import AT_ONCE, SamplingOptions
 from .native.clip import JanusFlowCLIP
 from .native.compat import io, show_on_node, ui
-
-AT_ONCE = 8  # pictures in one batch: each is several hundred tokens long
 
 
 class JanusFlowDescribe(io.ComfyNode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .options import one_line, runtime_errors_in_words
+from .options import one_line, runtime_errors_in_words, status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +19,9 @@ class Demo:
 
     def run(self) -> int:
         """Start ComfyUI, run the workflow and keep its picture in demo_output; the status is 0."""
-        from tqdm import tqdm
-
         from ..host.demo import there_and_back
 
-        with runtime_errors_in_words(), tqdm(bar_format="{desc}", leave=False, disable=None) as bar:
-            show, out = bar.set_description_str, Path("demo_output")
-            prompt, path, words = there_and_back(self.prompt, self.comfyui, out, show)
+        with runtime_errors_in_words(), status() as show:
+            prompt, path, words = there_and_back(self.prompt, self.comfyui, Path("demo_output"), show)
         print(one_line(prompt), path, one_line(words), sep="\n")
         return 0

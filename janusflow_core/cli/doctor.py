@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .options import status
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
@@ -14,11 +16,9 @@ class Doctor:
 
     def run(self) -> int:
         """Examine; the status is 1 if something is broken, else 0."""
-        from tqdm import tqdm
-
         from ..host.doctor import examine, report
 
-        with tqdm(bar_format="{desc}", desc="looking around", leave=False, disable=None):
+        with status("looking around"):
             findings = examine(self.model)
         print(report(findings))
         return int(any(finding.level == "error" for finding in findings))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .. import __version__
-from .options import LoadOptions
+from .options import LoadOptions, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -84,12 +84,7 @@ class Generate(LoadOptions):
     def _draw(
         self, pipe: JanusFlowPipeline, start: Image.Image | None, mask: Image.Image | None
     ) -> Sequence[Image.Image]:
-        from tqdm import tqdm
-
-        def advance(*_: object) -> None:
-            bar.update()
-
-        with tqdm(total=self.steps, unit="step", leave=False, disable=None) as bar:
+        with progress("drawing") as show:
             return pipe.generate(
                 self.prompt,
                 negative_prompt=self.negative_prompt,
@@ -103,7 +98,7 @@ class Generate(LoadOptions):
                 init_image=start,
                 strength=self.strength,
                 mask=mask,
-                on_step=advance,
+                on_step=lambda done, total, _: show(done, total),
             )
 
     def _origin(self, row: int) -> dict[str, Any]:

@@ -72,6 +72,15 @@ def runtime_errors_in_words() -> Iterator[None]:
 
 
 @contextmanager
+def status(text: str = "") -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is going on; what is inside may change it."""
+    from tqdm import tqdm
+
+    with tqdm(bar_format="{desc}", desc=text, leave=False, disable=None) as line:
+        yield line.set_description_str
+
+
+@contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on the terminal while something is counted: what is inside tells it how many are done, and of how many."""
     from tqdm import tqdm

@@ -29,6 +29,12 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def wait_for_all() -> None:
+    """Go on once every process has come here; nothing to do for one."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where a process trains, whether its matrix products run in bfloat16, and whether steps get compiled."""

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..attention import eager
 from ..tokenizer import JanusTokenizer
-from ..train.machine import Machine, rank, world
+from ..train.machine import Machine, rank, wait_for_all, world
 from ..weights import write_tensors
 from . import talk
 from .scenes import Scene, render
@@ -62,8 +61,7 @@ class Library:
             folder.mkdir(parents=True, exist_ok=True)
             own = [examples[i][2] for i in shares[rank()]]
             write_tensors(files[rank()], encode_scenes(own, vae, encoder, machine))
-        if dist.is_initialized():
-            dist.barrier()
+        wait_for_all()
         stored, order = [load_file(file) for file in files], [i for share in shares for i in share]
         latents, features = (torch.cat([part[name] for part in stored]) for name in ("latents", "features"))
         return cls(latents, features, [examples[i][2] for i in order], [examples[i][0] for i in order])

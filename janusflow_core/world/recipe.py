@@ -37,7 +37,7 @@ from ..model import JanusFlow, Prefix
 from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenizer, ProcessorConfig
 from ..train.data import Packed, conversation, pack
 from ..train.loop import Budget, Stage, fit, streams
-from ..train.machine import Machine, rank, world
+from ..train.machine import Machine, rank, wait_for_all, world
 from ..train.optimizer import Optimizer, is_hidden
 from ..train.terms import Terms, new_projector
 from . import talk
@@ -252,7 +252,7 @@ def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
     encoder, eyes = model.vision_und_enc_model, folder / "eyes.safetensors"
     if not eyes.exists():
         train_eyes(eyes, model, machine, Budget(minutes * SHARES["eyes"]))
-    _wait_for_all()
+    wait_for_all()
     encoder.load_state_dict(load_file(eyes))
     count = min(LIBRARY, max(int(LIBRARY_A_MINUTE * minutes), DRAWN))
     library = Library.build(folder / "library", vae, encoder, count, machine).to(machine.device)
@@ -269,7 +269,7 @@ def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any]:
     model.init_weights()
     if not (folder / "vae").exists():
         train_vae(folder / "vae", Budget(minutes * SHARES["vae"]))
-    _wait_for_all()
+    wait_for_all()
     return model, autoencoder(folder / "vae")
 
 
@@ -279,8 +279,3 @@ def _from(checkpoint: Checkpoint) -> tuple[JanusFlow, Any]:
     vae = autoencoder()
     vae.load_state_dict(checkpoint.vae_weights.tensors())  # float16 into float32
     return load_model(checkpoint, torch.float32), vae
-
-
-def _wait_for_all() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -1,6 +1,7 @@
 """The commands as a user types them, on the golden model: what they write, print and refuse."""
 
 import _thread
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+import tqdm
 from PIL import Image
 
 from janusflow_core import __version__
@@ -266,6 +268,34 @@ def test_training_has_a_budget_and_a_start():
 def test_training_without_time_is_refused(capsys, tmp_path):
     status, _, complaint = run(capsys, "train", "tiny", "--minutes", 0, "--out", tmp_path / "out")
     assert status == 2 and "--minutes 0" in complaint and not (tmp_path / "out").exists()
+
+
+class Terminal(io.StringIO):
+    """A stderr that somebody looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class EveryStep(tqdm.tqdm):
+    """A bar that leaves out no step, however fast they come."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, mininterval=0, **options)
+
+
+@pytest.mark.parametrize(("arguments", "shown"), [
+    (["generate", "a heart", *DRAW], ["loading", "drawing", "2/2"]),
+    (["describe", str(PICTURES / "wide.png"), str(PICTURES / "gray.png"), *SAY], ["loading", "1/2"]),
+    (["convert", str(TINY), "single.safetensors"], ["converting", "100%"]),
+    (["doctor", "--model", str(TINY)], ["looking around"]),
+])  # fmt: skip
+def test_what_takes_longer_is_seen_on_a_terminal(monkeypatch, tmp_path, arguments, shown):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stderr", seen := Terminal())
+    monkeypatch.setattr(tqdm, "tqdm", EveryStep)
+    main(arguments)
+    assert all(part in seen.getvalue() for part in shown)
 
 
 def test_the_version_is_told(capsys):
