@@ -100,7 +100,7 @@ def _open_single(path: Path) -> Checkpoint:
     file = TensorFile(path)
     weights = Weights([file])
     extra = {key: file.metadata[key] for key in JSON_KEYS if key in file.metadata}
-    extra |= {key: tensor_json(weights.read(key)) for key in JSON_KEYS if key in weights and key not in extra}
+    extra |= {key: _text(weights, key) for key in JSON_KEYS if key in weights and key not in extra}
     if "config" not in extra:
         raise ValueError(
             f"{path.name} is not a JanusFlow checkpoint: it has no `config` in its metadata; "
@@ -127,13 +127,22 @@ def _open_single(path: Path) -> Checkpoint:
 def _single_tokenizer(name: str, weights: Weights, parsed: Mapping[str, Any]) -> JanusTokenizer | None:
     if TOKENIZER_KEY in weights:
         processor = ProcessorConfig.from_json_dict(parsed.get("processor_config", {}))
-        return JanusTokenizer(tensor_json(weights.read(TOKENIZER_KEY)), processor, parsed.get("special_tokens_map"))
+        return JanusTokenizer(_text(weights, TOKENIZER_KEY), processor, parsed.get("special_tokens_map"))
     if "beg_of_und_embed" in weights:
         raise ValueError(
             f"{name} holds no tokenizer: it lacks the tensor {TOKENIZER_KEY}; "
             "make the file anew with `janusflow convert`."
         )
     return None  # ComfyUI's ModelSave writes the flow half alone
+
+
+def _text(weights: Weights, key: str) -> str:
+    try:
+        return tensor_json(weights.read(key))
+    except (TypeError, UnicodeDecodeError) as error:  # bfloat16 is no type of numpy's
+        raise ValueError(
+            f"{weights.file(key)}: {key} is no text: make the file anew with `janusflow convert`."
+        ) from error
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
@@ -148,8 +157,8 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
         return checkpoint
     if tokenizer.vocab_size > config.language.vocab_size:
         raise ValueError(
-            f"{checkpoint.name}: the tokenizer knows {tokenizer.vocab_size} tokens, the model only "
-            f"{config.language.vocab_size}: use the tokenizer.json of this checkpoint."
+            f"{checkpoint.name}: the tokenizer's ids go up to {tokenizer.vocab_size - 1}, the model's table only to "
+            f"{config.language.vocab_size - 1}: use the tokenizer.json of this checkpoint."
         )
     if tokenizer.processor.num_image_tokens != config.vision.grid**2:
         raise ValueError(

@@ -44,11 +44,15 @@ def read_json(path: Path, expected: str = "a folder in the official layout") -> 
     """The object in a JSON file; raises FileNotFoundError or ValueError with one sentence that names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent.name} has no {path.name}: expected {expected}.")
+    return parse_json(read_text(path), f"{path.parent.name}/{path.name}")
+
+
+def read_text(path: Path) -> str:
+    """The text in a file; raises ValueError with one sentence that names it when it is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.parent.name}/{path.name} is not UTF-8 ({error}): copy it again.") from error
-    return parse_json(text, f"{path.parent.name}/{path.name}")
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:

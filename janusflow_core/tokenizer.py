@@ -6,7 +6,8 @@ that tag's token. Where this would break the layout of images, `understanding_id
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .config import Part, read_optional_json, validated
+from .config import Part, read_optional_json, read_text, validated
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
@@ -75,7 +76,8 @@ class JanusTokenizer:
         self.processor = processor
         self.special = _plain_special({**DEFAULT_SPECIAL, **(special or {})})
         self._tokenizer = _parse(tokenizer_json)
-        self._add_missing_tokens()
+        with _panics_in_words("its tokens cannot be looked up"):
+            self._add_missing_tokens()
         self.bos_id = self._id(self.special["bos_token"])
         self.eos_id = self._id(self.special["eos_token"])
         pad_id = self._tokenizer.token_to_id(PAD_TOKEN)
@@ -84,7 +86,8 @@ class JanusTokenizer:
         self.image_start_id = self._id(processor.image_start_tag)
         self.image_end_id = self._id(processor.image_end_tag)
         self.image_gen_id = self._id(processor.image_gen_tag)
-        self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # One more than the highest id: a file may leave ids out.
+        self.vocab_size: int = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @classmethod
     def from_folder(cls, path: str | Path) -> JanusTokenizer:
@@ -95,7 +98,7 @@ class JanusTokenizer:
         special = read_optional_json(file.with_name("tokenizer_config.json"))
         special |= read_optional_json(file.with_name("special_tokens_map.json"))
         processor = ProcessorConfig.from_json_dict(read_optional_json(file.with_name("processor_config.json")))
-        return cls(file.read_text(encoding="utf-8"), processor, special)
+        return cls(read_text(file), processor, special)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """The ids of a text, after the begin-of-sentence id if `bos`; never an end-of-sentence id."""
@@ -105,11 +108,13 @@ class JanusTokenizer:
             found = f"half a surrogate pair at position {error.start}"
             raise ValueError(f"the text has {found}, expected valid Unicode: remove it") from error
         # The file's own post-processor adds no BOS and other wrappers disagree about it, so it is added here.
-        return [self.bos_id] * bos + self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _panics_in_words("it cannot encode this text"):
+            return [self.bos_id] * bos + self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with _panics_in_words("it cannot decode these ids"):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A decoder that takes one id at a time; one per running text."""
@@ -197,7 +202,8 @@ class JanusTokenizer:
                 self._tokenizer.add_special_tokens([token])
 
     def _id(self, token: str) -> int:
-        found = self._tokenizer.token_to_id(token)
+        with _panics_in_words("its tokens cannot be looked up"):
+            found = self._tokenizer.token_to_id(token)
         if found is None:
             raise ValueError(f"tokenizer.json has no token {token}: use the tokenizer.json of this checkpoint")
         return found
@@ -228,14 +234,27 @@ class TextStream:
 
 
 def _parse(tokenizer_json: str) -> Tokenizer:
-    try:
+    with _panics_in_words("it cannot be read"):
         tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"tokenizer.json cannot be read ({error}): copy the file again") from error
-    # Settings that somebody saved into the file must not cut or fill a prompt.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        # Settings that somebody saved into the file must not cut or fill a prompt.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+
+@contextmanager
+def _panics_in_words(what: str) -> Iterator[None]:
+    """Turns whatever the library raises about its file into one ValueError.
+
+    It raises bare Exceptions and, where its Rust code gives up, a BaseException that every caller would let through.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"tokenizer.json is broken, {what} ({reason}): copy the file again") from error
 
 
 def _plain_special(special: Mapping[str, Any]) -> dict[str, Any]:

@@ -301,7 +301,9 @@ def test_parts_that_do_not_fit_together_are_named(folder: Path, name: str, chang
 def test_a_foreign_tokenizer_is_named(folder: Path):
     language = json.loads((folder / "config.json").read_text())["language_config"]
     rewrite_json(folder / "config.json", language_config={**language, "vocab_size": 900})
-    with pytest.raises(ValueError, match=f"micro: the tokenizer knows {micro_tokenizer().vocab_size} tokens.*only 900"):
+    with pytest.raises(
+        ValueError, match=f"micro: the tokenizer.s ids go up to {micro_tokenizer().vocab_size - 1}.*only to 899"
+    ):
         open_checkpoint(folder)
 
 
@@ -324,6 +326,17 @@ def test_broken_json_is_named(folder: Path, name: str, text: str, words: str):
 def test_broken_json_in_a_single_file_is_named(single: Path):
     save_file(load_file(single), single, {"config": '{"language_config": '})
     with pytest.raises(ValueError, match="micro.safetensors: config in its metadata is not valid JSON"):
+        open_checkpoint(single)
+
+
+@pytest.mark.parametrize("value", [torch.full((9,), 255, dtype=torch.uint8), torch.ones(9, dtype=torch.bfloat16)])
+@pytest.mark.parametrize("key", ["tokenizer_json", "processor_config"])
+def test_a_text_that_is_none_is_named(single: Path, key: str, value: Tensor):
+    weights = load_file(single)
+    with safe_open(single, "pt") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != key}
+    save_file({**weights, key: value}, single, metadata)
+    with pytest.raises(ValueError, match=f"micro.safetensors: {key} is no text: make the file anew"):
         open_checkpoint(single)
 
 

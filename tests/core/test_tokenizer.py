@@ -298,7 +298,10 @@ def test_broken_folders(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="has no tokenizer.json: point to a folder"):
         JanusTokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json cannot be read"):
+    with pytest.raises(ValueError, match="tokenizer.json is broken, it cannot be read"):
+        JanusTokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="tokenizer.json is not UTF-8"):
         JanusTokenizer.from_folder(tmp_path)
     copy(FOLDERS["main"] / "tokenizer.json", tmp_path)
     (tmp_path / "processor_config.json").write_text("{'")
@@ -314,6 +317,36 @@ def test_broken_special_tokens():
         JanusTokenizer(MAIN.json, ProcessorConfig(), {"bos_token": 7})
     with pytest.raises(ValueError, match="tokenizer.json has no token <s>"):
         JanusTokenizer(MAIN.json, ProcessorConfig(), {"bos_token": "<s>"})
+
+
+def altered(**parts: object) -> str:
+    """MAIN's file with some of its parts replaced."""
+    return json.dumps({**json.loads(MAIN.json), **parts})
+
+
+EMPTY_PATTERN = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+
+
+def test_a_file_that_makes_the_library_panic_is_refused():
+    """A panic of Rust code is no Exception: it would end a server's worker, and with it every later prompt."""
+    with pytest.raises(ValueError, match="tokenizer.json is broken, it cannot be read .*Precompiled"):
+        JanusTokenizer(altered(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}), MAIN.processor)
+    tokenizer = JanusTokenizer(altered(normalizer=EMPTY_PATTERN), MAIN.processor)
+    with pytest.raises(ValueError, match="tokenizer.json is broken, it cannot encode this text .*out of bounds"):
+        tokenizer.encode("a cat")
+
+
+def test_tokens_that_are_no_unicode_are_refused():
+    with pytest.raises(ValueError, match="tokenizer.json is broken, its tokens cannot be looked up"):
+        JanusTokenizer(MAIN.json, ProcessorConfig(), {"bos_token": "\ud800"})
+
+
+def test_vocabulary_size_covers_ids_that_a_file_leaves_out():
+    model = json.loads(MAIN.json)["model"]
+    model["vocab"] = {token: id + 5000 * (id > 300) for token, id in model["vocab"].items()}
+    tokenizer = JanusTokenizer(altered(model=model), MAIN.processor, MAIN.special)
+    assert tokenizer.vocab_size == 1 + max(*tokenizer.encode("a red circle on the Zugspitze"), *model["vocab"].values())
+    assert tokenizer.vocab_size > MAIN.vocab_size + 4000
 
 
 def test_half_a_surrogate_pair_is_named():
