@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from .config import JanusFlowConfig, parse_json, read_json, read_optional_json
 from .drawing import DrawingConfig
@@ -17,7 +16,7 @@ from .image import ImageConfig
 from .layout import JSON_KEYS, TOKENIZER_KEY, VAE_FILE, VAE_FOLDER, VAE_PREFIX
 from .model import JanusFlow
 from .tokenizer import JanusTokenizer, ProcessorConfig
-from .weights import TensorFile, Weights, read_index, tensor_json
+from .weights import TensorFile, Weights, read_index, read_weights, tensor_json
 
 BUNDLED = Path(__file__).parent / "bundled"
 DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
@@ -186,12 +185,29 @@ def verified(checkpoint: Checkpoint, half: Half | None = None) -> dict[str, tupl
     Raises ValueError, naming file, key, found and expected, when one is missing or has another shape, or when the
     checkpoint holds what no part of the model takes.
     """
+    _check_size(checkpoint)
     whole = JanusFlow(checkpoint.config, device="meta")
     wanted = JanusFlow(checkpoint.config, flow=half != "text", text=half != "flow", device="meta") if half else whole
     shapes = {key: tuple(value.shape) for key, value in wanted.state_dict().items()}
     _check_shapes(checkpoint, shapes)
     _check_extra(checkpoint, whole.state_dict())
     return shapes
+
+
+def _check_size(checkpoint: Checkpoint) -> None:
+    """Refuse a config of more layers or longer sides than the file holds, before any module is built."""
+    config, shapes = checkpoint.config, [checkpoint.weights.shape(key) for key in checkpoint.weights]
+    longest = max((side for shape in shapes if 0 not in shape for side in shape), default=0)
+    vision = config.vision
+    asked = {**config.language.model_dump(), **vision.model_dump(), **config.flow.model_dump()}
+    sides = asked | {"image_size": vision.grid**2, "mlp_ratio": vision.width * vision.mlp_ratio}
+    for name in asked.keys() - {"max_position_embeddings", "select_layer", "rope_theta"}:
+        limit = len(shapes) if name.endswith("layers") else longest
+        if isinstance(sides[name], (int, float)) and sides[name] > limit:
+            raise ValueError(
+                f"{checkpoint.name}: its config.json says {name} {asked[name]}, which is more than its weights can be: "
+                "use the config.json of this checkpoint."
+            )
 
 
 def _check_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> None:
@@ -217,32 +233,12 @@ def _check_extra(checkpoint: Checkpoint, expected: Container[str]) -> None:
             )
 
 
-def read_weights(
-    weights: Weights, keys: Mapping[str, Any], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
-) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, converted one by one; raises ValueError at the first that holds a NaN or an infinity."""
-    for key in keys:
-        tensor = weights.read(key)
-        if not is_finite(tensor):
-            raise ValueError(f"{weights.file(key)}: {key} holds NaN or infinite values: download or train it again.")
-        yield key, tensor.to(device=device, dtype=dtype)
-
-
 def counted(items: Iterable[Item], total: int, on_progress: OnProgress | None, before: int = 0) -> Iterator[Item]:
     """The same items; `on_progress` hears after each how many of `total` are done, with the `before` earlier ones."""
     for done, item in enumerate(items, before + 1):
         yield item
         if on_progress is not None:
             on_progress(done, total)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds no NaN and no infinity; in one pass and without a copy of large weights."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    # A NaN makes both ends NaN. float8 has no order of its own.
-    ends = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
-    return bool(ends.min.isfinite() and ends.max.isfinite())
 
 
 def load_model(
@@ -252,8 +248,8 @@ def load_model(
     on_progress: OnProgress | None = None,
 ) -> JanusFlow:
     """The whole model with its weights in `dtype` (None: as stored) on `device`, without a second copy on the way."""
+    shapes = verified(checkpoint)  # first, because a config may ask for more than there is room to build
     model = JanusFlow(checkpoint.config, device="meta")
-    shapes = verified(checkpoint)
     read = counted(read_weights(checkpoint.weights, shapes, dtype, device), len(shapes), on_progress)
     model.load_state_dict(dict(read), assign=True)
     return model.eval().requires_grad_(False)

@@ -6,6 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from .config import read_json
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 class TensorFile:
@@ -100,6 +102,34 @@ class Weights:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, as stored."""
         return {key: self.read(key) for key in self}
+
+
+def read_weights(
+    weights: Weights, keys: Mapping[str, Any], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors, converted one by one.
+
+    Raises ValueError at the first that is no floating point number of a known kind, or holds a NaN or an infinity.
+    """
+    for key in keys:
+        tensor = weights.read(key)
+        if tensor.dtype not in NUMBERS:
+            raise ValueError(
+                f"{weights.file(key)}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point "
+                "numbers: use an unquantised or fp8 checkpoint."
+            )
+        if not is_finite(tensor):
+            raise ValueError(f"{weights.file(key)}: {key} holds NaN or infinite values: download or train it again.")
+        yield key, tensor.to(device=device, dtype=dtype)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds no NaN and no infinity; in one pass and without a copy of large weights."""
+    if not tensor.numel():
+        return True
+    # A NaN makes both ends NaN. float8 has no order of its own.
+    ends = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
+    return bool(ends.min.isfinite() and ends.max.isfinite())
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

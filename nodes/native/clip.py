@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from ...janusflow_core import decoding
-from ...janusflow_core.checkpoint import Checkpoint, open_checkpoint, read_weights, verified
+from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, verified
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.layout import TOKENIZER_KEY
 from ...janusflow_core.model import JanusFlow
 from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
-from ...janusflow_core.weights import json_tensor
-from .compat import CLIP, check_cancelled, model_management, new_patcher, ops, utils
+from ...janusflow_core.weights import json_tensor, read_weights
+from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .model import BOS, ComfyAttention
 
 NAME = "janusflow"
@@ -258,6 +258,6 @@ def text_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disab
     model_management.archive_model_dtypes(model)
     patcher = new_patcher(model.eval().requires_grad_(False), device, offload, disable_dynamic)
     model.can_assign_sd = patcher.is_dynamic()
-    model.load_sd(dict(read_weights(checkpoint.weights, shapes)))
+    model.load_sd(dict(counted(read_weights(checkpoint.weights, shapes), len(shapes), loading_bar())))
     patcher.cached_patcher_init = (load_text, (str(checkpoint.path), dtype))
     return patcher

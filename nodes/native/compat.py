@@ -5,6 +5,7 @@ When ComfyUI renames one of them, this is the file that fails to import, and its
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as model_management
@@ -42,6 +43,7 @@ __all__ = [
     "get_all_wrappers",
     "io",
     "latent_preview",
+    "loading_bar",
     "model_management",
     "model_patcher",
     "new_patcher",
@@ -62,6 +64,17 @@ def new_patcher(model, load_device, offload_device, disable_dynamic: bool = Fals
     """A ModelPatcher of the kind this server uses; main.py rebinds the class at start, so it is looked up late."""
     kind = model_patcher.ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
     return kind(model, load_device=load_device, offload_device=offload_device)
+
+
+def loading_bar() -> Callable[[int, int], None]:
+    """Told how many of how many tensors are read: moves the node's progress bar, and stops after a cancel."""
+    bar = utils.ProgressBar(1)
+
+    def on_progress(done: int, total: int) -> None:
+        check_cancelled()
+        bar.update_absolute(done, total)
+
+    return on_progress
 
 
 def show_on_node(text: str, hidden: Any) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...janusflow_core.checkpoint import Checkpoint, open_checkpoint, read_weights, verified
+from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, verified
 from ...janusflow_core.model import JanusFlow, Prefix, flow_tokens
-from ...janusflow_core.weights import json_tensor
+from ...janusflow_core.weights import json_tensor, read_weights
 from .compat import (
     SDXL,
     BaseModel,
@@ -27,6 +27,7 @@ from .compat import (
     WrapperExecutor,
     WrappersMP,
     get_all_wrappers,
+    loading_bar,
     model_management,
     new_patcher,
     optimized_attention,
@@ -268,7 +269,8 @@ def flow_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disab
     )
     model = supported.get_model({})
     patcher = new_patcher(model, device, model_management.unet_offload_device(), disable_dynamic)
-    model.load_model_weights(dict(read_weights(checkpoint.weights, shapes)), assign=patcher.is_dynamic())
+    weights = dict(counted(read_weights(checkpoint.weights, shapes), len(shapes), loading_bar()))
+    model.load_model_weights(weights, assign=patcher.is_dynamic())
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "janusflow", prepare_sampling)
     patcher.cached_patcher_init = (load_flow, (str(checkpoint.path), dtype))
     return patcher

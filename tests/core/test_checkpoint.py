@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from janusflow_core.checkpoint import JSON_KEYS, Checkpoint, is_finite, load_model, open_checkpoint
+from janusflow_core.checkpoint import JSON_KEYS, Checkpoint, load_model, open_checkpoint
+from janusflow_core.config import JanusFlowConfig
 from janusflow_core.convert import convert
 from janusflow_core.layout import save_folder
 from janusflow_core.pipeline import JanusFlowPipeline
-from janusflow_core.weights import json_tensor, write_tensors
+from janusflow_core.weights import is_finite, json_tensor, write_tensors
 
 NORM = "language_model.model.norm.weight"
 
@@ -209,8 +211,11 @@ def poison(value: float) -> Callable[[dict[str, Tensor]], Any]:
         (put("unet.weight", torch.ones(3)), ["model.safetensors", "unet.weight", "not part of JanusFlow"]),
         (poison(float("nan")), ["model.safetensors", NORM, "NaN"]),
         (poison(float("inf")), ["model.safetensors", NORM, "infinite"]),
+        (put(NORM, torch.ones(32, dtype=torch.int8)), ["model.safetensors", NORM, "int8", "expected floating point"]),
+        (put(NORM, torch.ones(32, dtype=torch.bool)), ["model.safetensors", NORM, "bool", "expected floating point"]),
+        (put(NORM, torch.ones(32, dtype=torch.complex64)), ["model.safetensors", NORM, "complex64", "floating point"]),
     ],
-    ids=["wrong shape", "missing key", "extra key", "NaN", "infinity"],
+    ids=["wrong shape", "missing key", "extra key", "NaN", "infinity", "int8", "bool", "complex"],
 )
 def test_wrong_weights_are_named_in_one_sentence(folder: Path, change: Callable, words: list[str]):
     rewrite(folder / "model.safetensors", change)
@@ -296,6 +301,43 @@ def test_parts_that_do_not_fit_together_are_named(folder: Path, name: str, chang
     with pytest.raises(ValueError) as error:
         open_checkpoint(folder)
     assert all(word in str(error.value) for word in ["micro", *words]), error.value
+
+
+SECTIONS = {
+    "language": lambda data: data["language_config"],
+    "vision": lambda data: data["vision_und_enc_config"]["params"],
+    "encoder": lambda data: data["vision_gen_enc_config"]["params"],
+    "decoder": lambda data: data["vision_gen_dec_config"]["params"],
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "changed", "words"),
+    [
+        ("language", {"num_hidden_layers": 10**6}, "num_hidden_layers 1000000"),
+        ("vision", {"layers": 10**6}, "layers 1000000"),
+        ("encoder", {"layers_in_middle": 10**6}, "encoder_layers 1000000"),
+        ("decoder", {"layers_in_middle": 10**6}, "decoder_layers 1000000"),
+        ("language", {"hidden_size": 2**60}, "hidden_size 1152921504606846976"),
+        ("language", {"intermediate_size": 2**60}, "intermediate_size 1152921504606846976"),
+        ("language", {"vocab_size": 2**60}, "vocab_size 1152921504606846976"),
+        ("vision", {"width": 2**60}, "width 1152921504606846976"),
+        ("vision", {"mlp_ratio": 1e300}, r"mlp_ratio 1e\+300"),
+        ("vision", {"patch_size": 1, "image_size": 2**30}, "image_size 1073741824"),
+    ],
+)
+def test_a_model_larger_than_its_file_is_refused_unbuilt(folder: Path, section: str, changed: dict, words: str):
+    data = json.loads((folder / "config.json").read_text("utf-8"))
+    SECTIONS[section](data).update(changed)
+    (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
+    rewrite_json(folder / "processor_config.json", num_image_tokens=JanusFlowConfig.from_dict(data).vision.grid ** 2)
+    rewrite_json(folder / "preprocessor_config.json", image_size=JanusFlowConfig.from_dict(data).vision.image_size)
+    began = time.monotonic()
+    with pytest.raises(
+        ValueError, match=rf"micro: its config.json says .*{words}, which is more than its weights can be: use the"
+    ):
+        load_model(open_checkpoint(folder))
+    assert time.monotonic() - began < 5  # building a million layers takes minutes and all memory
 
 
 def test_a_foreign_tokenizer_is_named(folder: Path):
@@ -413,7 +455,7 @@ def test_written_files_are_as_open_as_the_umask_allows(tmp_path: Path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 def test_one_bad_value_anywhere_is_seen(dtype: torch.dtype):
     good = torch.linspace(-2, 2, 1000).to(dtype)
-    assert is_finite(good) and is_finite(torch.empty(0, dtype=dtype)) and is_finite(torch.ones(3, dtype=torch.uint8))
+    assert is_finite(good) and is_finite(torch.empty(0, dtype=dtype))
     bad = [math.nan] if dtype == torch.float8_e4m3fn else [math.nan, math.inf, -math.inf]  # this float8 has no infinity
     for value in bad:
         spoilt = good.float()
