@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from .config import JanusFlowConfig, parse_json, read_json, read_optional_json
+from .autoencoder import VAE_FILE, VAE_FOLDER, VAE_PREFIX, Autoencoder
+from .config import JanusFlowConfig, parse_json, printable, read_json, read_optional_json, shown
 from .drawing import DrawingConfig
 from .image import ImageConfig
-from .layout import JSON_KEYS, TOKENIZER_KEY, VAE_FILE, VAE_FOLDER, VAE_PREFIX
 from .model import JanusFlow
 from .tokenizer import JanusTokenizer, ProcessorConfig
-from .weights import TensorFile, Weights, read_index, read_weights, tensor_json
+from .weights import JSON_KEYS, TOKENIZER_KEY, TensorFile, Weights, read_index, read_weights, tensor_json
 
 BUNDLED = Path(__file__).parent / "bundled"
 DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
@@ -37,7 +37,7 @@ class Checkpoint:
     tokenizer: JanusTokenizer | None
     image: ImageConfig
     drawing: DrawingConfig
-    vae_config: dict[str, Any] | None
+    vae_values: dict[str, Any] | None
     vae_weights: Weights | None
 
     @property
@@ -47,6 +47,18 @@ class Checkpoint:
     @property
     def has_text(self) -> bool:
         return "beg_of_und_embed" in self.weights
+
+    def read_vae(self) -> Autoencoder | None:
+        """Its VAE, whole and finite, or None where it brings none; raises ValueError with one sentence."""
+        if self.vae_weights is None:
+            return None
+        vae = Autoencoder.read(self.name, self.vae_weights, self.vae_values)
+        if vae.config.latent_channels != self.config.flow.latent_channels:
+            raise ValueError(
+                f"{self.name}: its VAE has {vae.config.latent_channels} latent channels, the model "
+                f"{self.config.flow.latent_channels}: put another in with `janusflow convert --vae`."
+            )
+        return vae
 
 
 def bundled_names() -> list[str]:
@@ -72,24 +84,26 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             f"; to get it from the Hugging Face hub, run `hf download {source} --local-dir {path.name}` "
             f"(from pip install huggingface_hub), then load the folder {path.name}"
         )
-    raise FileNotFoundError(f"{source} is neither a folder, nor a file, nor one of the bundled models ({known}){hint}.")
+    raise FileNotFoundError(
+        f"{shown(source, 99)} is neither a folder, nor a file, nor one of the bundled models ({known}){hint}."
+    )
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    config = JanusFlowConfig.from_dict(read_json(folder / "config.json"), f"{folder.name}/config.json")
+    config = JanusFlowConfig.from_dict(read_json(folder / "config.json"), shown(folder / "config.json", 2))
     tokenizer = JanusTokenizer.from_folder(folder)
     image = _image_config(read_optional_json(folder / "preprocessor_config.json"), config)
     vae = folder / VAE_FOLDER
     return _checked(
         Checkpoint(
-            name=folder.name,
+            name=shown(folder),
             path=folder,
             config=config,
             weights=Weights(read_index(folder)),
             tokenizer=tokenizer,
             image=image,
             drawing=DrawingConfig.from_json_dict(read_optional_json(folder / "drawing_config.json")),
-            vae_config=read_json(vae / "config.json") if vae.is_dir() else None,
+            vae_values=read_json(vae / "config.json", "a VAE in diffusers' layout", 3) if vae.is_dir() else None,
             vae_weights=Weights([TensorFile(vae / VAE_FILE)]) if vae.is_dir() else None,
         )
     )
@@ -102,22 +116,22 @@ def _open_single(path: Path) -> Checkpoint:
     extra |= {key: _text(weights, key) for key in JSON_KEYS if key in weights and key not in extra}
     if "config" not in extra:
         raise ValueError(
-            f"{path.name} is not a JanusFlow checkpoint: it has no `config` in its metadata; "
+            f"{file.name} is not a JanusFlow checkpoint: it has no `config` in its metadata; "
             "make one from the official folder with `janusflow convert FOLDER FILE.safetensors`."
         )
-    parsed = {key: parse_json(text, f"{path.name}: {key} in its metadata") for key, text in extra.items()}
-    config = JanusFlowConfig.from_dict(parsed["config"], path.name)
+    parsed = {key: parse_json(text, f"{file.name}: {key} in its metadata") for key, text in extra.items()}
+    config = JanusFlowConfig.from_dict(parsed["config"], file.name)
     has_vae = any(key.startswith(VAE_PREFIX) for key in weights)
     return _checked(
         Checkpoint(
-            name=path.stem,
+            name=printable(path.stem),
             path=path,
             config=config,
             weights=weights,
-            tokenizer=_single_tokenizer(path.name, weights, parsed),
+            tokenizer=_single_tokenizer(file.name, weights, parsed),
             image=_image_config(parsed.get("preprocessor_config", {}), config),
             drawing=DrawingConfig.from_json_dict(parsed.get("drawing_config", {})),
-            vae_config=parsed.get("vae_config"),
+            vae_values=parsed.get("vae_config"),
             vae_weights=Weights([file], VAE_PREFIX) if has_vae else None,
         )
     )
@@ -201,7 +215,9 @@ def _check_size(checkpoint: Checkpoint) -> None:
     vision = config.vision
     asked = {**config.language.model_dump(), **vision.model_dump(), **config.flow.model_dump()}
     sides = asked | {"image_size": vision.grid**2, "mlp_ratio": vision.width * vision.mlp_ratio}
-    for name in asked.keys() - {"max_position_embeddings", "select_layer", "rope_theta"}:
+    for name in asked:
+        if name in ("max_position_embeddings", "select_layer", "rope_theta"):
+            continue  # the side of no tensor
         limit = len(shapes) if name.endswith("layers") else longest
         if isinstance(sides[name], (int, float)) and sides[name] > limit:
             raise ValueError(

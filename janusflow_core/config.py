@@ -40,19 +40,32 @@ class Part(BaseModel):
 AnyPart = TypeVar("AnyPart", bound=Part)
 
 
-def read_json(path: Path, expected: str = "a folder in the official layout") -> dict[str, Any]:
-    """The object in a JSON file; raises FileNotFoundError or ValueError with one sentence that names the file."""
+def printable(name: object) -> str:
+    """A name as a message or a log can hold it: what is no valid Unicode is escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def shown(path: str | Path, parts: int = 1) -> str:
+    """The last parts of a path, printable."""
+    return printable("/".join(Path(path).parts[-parts:]))
+
+
+def read_json(path: Path, expected: str = "a folder in the official layout", parts: int = 2) -> dict[str, Any]:
+    """The object in a JSON file; raises FileNotFoundError or ValueError with one sentence that names the file.
+
+    The name has the last `parts` of the path.
+    """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.parent.name} has no {path.name}: expected {expected}.")
-    return parse_json(read_text(path), f"{path.parent.name}/{path.name}")
+        raise FileNotFoundError(f"{shown(path.parent, parts - 1)} has no {path.name}: expected {expected}.")
+    return parse_json(read_text(path, parts), shown(path, parts))
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, parts: int = 2) -> str:
     """The text in a file; raises ValueError with one sentence that names it when it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.parent.name}/{path.name} is not UTF-8 ({error}): copy it again.") from error
+        raise ValueError(f"{shown(path, parts)} is not UTF-8 ({error}): copy it again.") from error
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
@@ -74,7 +87,7 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
 def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> AnyPart:
     """The values of a JSON file as a Part; raises ValueError with one sentence: key, source, found and expected."""
     try:
-        return kind.model_validate(dict(values))
+        return kind.model_validate(_frozen(values))
     except ValidationError as wrong:
         first = wrong.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else kind.__name__
@@ -82,6 +95,13 @@ def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> An
         found = repr(values.get(key, first["input"]))
         found = found if len(found) <= 100 else f"{found[:97]}..."  # a preview is a page of numbers
         raise ValueError(f"{key} in {source} is {found}, expected {expected}: correct the file") from None
+
+
+def _frozen(value: Any) -> Any:
+    """Parsed JSON with its lists as tuples."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(part) for key, part in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class LanguageConfig(Part):

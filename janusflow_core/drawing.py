@@ -59,15 +59,8 @@ class DrawingConfig(Part):
     @classmethod
     def from_json_dict(cls, values: Mapping[str, Any]) -> DrawingConfig:
         """Read a parsed drawing_config.json; other keys are ignored, wrong values raise ValueError."""
-        return validated(cls, _frozen(values), "drawing_config.json")
+        return validated(cls, values, "drawing_config.json")
 
     def to_json_dict(self) -> dict[str, Any]:
         """The content of a drawing_config.json with these values."""
         return self.model_dump(mode="json", exclude_none=True)
-
-
-def _frozen(value: Any) -> Any:
-    """Parsed JSON with its lists as tuples."""
-    if isinstance(value, Mapping):
-        return {key: _frozen(part) for key, part in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

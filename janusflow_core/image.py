@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from .config import Part, validated
+from .config import Part, printable, validated
 
 Picture = Image.Image | np.ndarray | Tensor
 
@@ -47,8 +47,7 @@ class ImageConfig(Part):
     @classmethod
     def from_json_dict(cls, values: Mapping[str, Any]) -> ImageConfig:
         """Read a parsed preprocessor_config.json; other keys are ignored, wrong values raise ValueError."""
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        return validated(cls, plain, "preprocessor_config.json")
+        return validated(cls, values, "preprocessor_config.json")
 
     def to_json_dict(self) -> dict[str, Any]:
         """The content of an official preprocessor_config.json with these values."""
@@ -124,11 +123,13 @@ def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         with Image.open(source) as image:
             return _to_8_bit(ImageOps.exif_transpose(image)).convert("RGB")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no picture at {source}: check the path") from error
+        raise FileNotFoundError(f"no picture at {printable(source)}: check the path") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{source} is no picture that Pillow can read: convert it to PNG or JPEG") from error
+        raise ValueError(
+            f"{printable(source)} is no picture that Pillow can read: convert it to PNG or JPEG"
+        ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture {source} cannot be read ({error}): save it again") from error
+        raise ValueError(f"the picture {printable(source)} cannot be read ({error}): save it again") from error
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -17,16 +17,12 @@ from typing import Any
 
 from torch import Tensor
 
+from .autoencoder import VAE_FILE, VAE_FOLDER, VAE_PREFIX, Autoencoder
 from .config import JanusFlowConfig
 from .drawing import DrawingConfig
 from .image import ImageConfig
 from .tokenizer import JanusTokenizer
-from .weights import json_tensor, write_tensors
-
-TOKENIZER_KEY = "tokenizer_json"
-VAE_PREFIX = "vae."
-VAE_FOLDER, VAE_FILE = "vae", "diffusion_pytorch_model.safetensors"
-JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "drawing_config", "vae_config")
+from .weights import TOKENIZER_KEY, json_tensor, write_tensors
 
 
 def describe_files(
@@ -50,15 +46,14 @@ def save_single(
     weights: Mapping[str, Tensor],
     parts: Mapping[str, Mapping[str, Any]],
     tokenizer_json: str,
-    vae_config: Mapping[str, Any] | None = None,
-    vae: Mapping[str, Tensor] | None = None,
+    vae: Autoencoder | None = None,
 ) -> None:
     """Write one file that holds all of a JanusFlow; `parts` as `describe_files` gives them."""
     tensors = {**weights, TOKENIZER_KEY: json_tensor(tokenizer_json)}
-    tensors |= {VAE_PREFIX + key: value for key, value in (vae or {}).items()}
     metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in parts.items()}
-    if vae_config is not None:
-        metadata["vae_config"] = json.dumps(dict(vae_config))
+    if vae is not None:
+        tensors |= {VAE_PREFIX + key: value for key, value in vae.weights.items()}
+        metadata["vae_config"] = json.dumps(vae.config.to_json_dict())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, metadata)
 
@@ -68,8 +63,7 @@ def save_folder(
     weights: Mapping[str, Tensor],
     parts: Mapping[str, Mapping[str, Any]],
     tokenizer_json: str,
-    vae_config: Mapping[str, Any] | None = None,
-    vae: Mapping[str, Tensor] | None = None,
+    vae: Autoencoder | None = None,
 ) -> None:
     """Write a folder in the official layout, whole or not at all; raises FileExistsError rather than overwrite."""
     if path.exists():
@@ -84,8 +78,8 @@ def save_folder(
         write_tensors(partial / "model.safetensors", weights)
         if vae is not None:
             (partial / VAE_FOLDER).mkdir()
-            _write_json(partial / VAE_FOLDER / "config.json", vae_config or {})
-            write_tensors(partial / VAE_FOLDER / VAE_FILE, vae)
+            _write_json(partial / VAE_FOLDER / "config.json", vae.config.to_json_dict())
+            write_tensors(partial / VAE_FOLDER / VAE_FILE, vae.weights)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

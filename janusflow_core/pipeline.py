@@ -12,13 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from . import decoding, image, sampling
+from .autoencoder import load_vae_files
 from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
 from .decoding import AT_ONCE, SamplingOptions
 from .device import best_device, best_dtype
 from .drawing import DrawingConfig
 from .model import JanusFlow, Prefix, flow_tokens
 from .tokenizer import JanusTokenizer, Message
-from .vae import LatentCodec, load_vae_files, vae_config
+from .vae import LatentCodec
 
 Output = Literal["pil", "pixels", "latent"]
 Picture = image.Picture | str | PathLike  # in memory, or a file
@@ -291,9 +292,5 @@ def _fraction(strength: float) -> float:
 
 
 def _codec(checkpoint: Checkpoint, vae: str | Path | None, device: torch.device) -> LatentCodec | None:
-    if vae is not None:
-        return LatentCodec(*load_vae_files(vae), device=device)
-    if checkpoint.vae_weights is None:
-        return None
-    weights = checkpoint.vae_weights.tensors()
-    return LatentCodec(checkpoint.vae_config or vae_config(weights), weights, device=device)
+    own = checkpoint.read_vae() if vae is None else load_vae_files(vae)
+    return LatentCodec(own, device=device) if own is not None else None

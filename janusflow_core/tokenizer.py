@@ -17,7 +17,7 @@ from pydantic import Field
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .config import Part, read_optional_json, read_text, validated
+from .config import Part, printable, read_optional_json, read_text, validated
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
@@ -94,7 +94,9 @@ class JanusTokenizer:
         """Read a folder in the official layout; raises FileNotFoundError without tokenizer.json."""
         file = Path(path) / "tokenizer.json"
         if not file.is_file():
-            raise FileNotFoundError(f"{path} has no tokenizer.json: point to a folder in the official layout")
+            raise FileNotFoundError(
+                f"{printable(path)} has no tokenizer.json: point to a folder in the official layout"
+            )
         special = read_optional_json(file.with_name("tokenizer_config.json"))
         special |= read_optional_json(file.with_name("special_tokens_map.json"))
         processor = ProcessorConfig.from_json_dict(read_optional_json(file.with_name("processor_config.json")))

@@ -6,17 +6,19 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import read_json
+from .config import printable, read_json, shown
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# Texts that a single file may hold among its tensors or, but for the tokenizer, in its metadata.
+TOKENIZER_KEY = "tokenizer_json"
+JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "drawing_config", "vae_config")
 NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -27,7 +29,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.name = path, shown(path)
         self.metadata: dict[str, str] = {}
         self._loaded: dict[str, Tensor] | None = None
         if path.suffix in SAFE_SUFFIXES:
@@ -38,7 +40,7 @@ class TensorFile:
             self._loaded = _unpickle(path)
             self.shapes = {key: tuple(value.shape) for key, value in self._loaded.items()}
         else:
-            raise ValueError(f"{path.name} is no weight file: expected {', '.join(SAFE_SUFFIXES + PICKLE_SUFFIXES)}.")
+            raise ValueError(f"{self.name} is no weight file: expected {', '.join(SAFE_SUFFIXES + PICKLE_SUFFIXES)}.")
 
     def read(self, key: str) -> Tensor:
         """One tensor, backed by the file where it can be: its memory is the page cache's until it is converted."""
@@ -50,11 +52,18 @@ class TensorFile:
 
     def _open(self) -> safe_open:
         try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{printable(self.path)} is a path of no valid Unicode, which safetensors cannot open: rename the file "
+                "or its folder."
+            ) from error
+        try:
             return safe_open(self.path, framework="pt", device="cpu")
         except SafetensorError as error:
             size = self.path.stat().st_size
             raise ValueError(
-                f"{self.path.name} is not a whole safetensors file ({size:,} bytes; {error}): "
+                f"{self.name} is not a whole safetensors file ({size:,} bytes; {error}): "
                 "it was probably cut short; download or copy it again."
             ) from error
 
@@ -65,12 +74,12 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch's own text is a page long and advises to load it unsafely
         raise ValueError(
-            f"{path.name} cannot be read safely, because it is cut short or holds more than tensors: "
+            f"{shown(path)} cannot be read safely, because it is cut short or holds more than tensors: "
             "convert it to .safetensors where it came from."
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path.name} holds no dictionary of tensors: it is not a checkpoint.")
+        raise ValueError(f"{shown(path)} holds no dictionary of tensors: it is not a checkpoint.")
     return dict(state)
 
 
@@ -93,7 +102,7 @@ class Weights:
         return file.shapes[name]
 
     def file(self, key: str) -> str:
-        return self._where[key][0].path.name
+        return self._where[key][0].name
 
     def read(self, key: str) -> Tensor:
         file, name = self._where[key]
@@ -105,7 +114,7 @@ class Weights:
 
 
 def read_weights(
-    weights: Weights, keys: Mapping[str, Any], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    weights: Weights, keys: Iterable[str], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, converted one by one.
 
@@ -162,18 +171,24 @@ def read_index(folder: Path) -> list[TensorFile]:
     """
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
-            try:
-                names = sorted(set(read_json(folder / index)["weight_map"].values()))
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{folder.name}/{index} is no index of weights ({error!r}): copy it again.") from error
-            missing = [name for name in names if not (folder / Path(name).name).is_file()]
-            if missing:
-                raise FileNotFoundError(f"{folder.name} lacks {missing[0]}, which {index} names: download it again.")
-            return [TensorFile(folder / Path(name).name) for name in names]
+            return [TensorFile(folder / name) for name in _shards(folder, index)]
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [TensorFile(folder / name)]
     raise FileNotFoundError(
-        f"{folder.name} holds no weights: expected model.safetensors, shards with "
+        f"{shown(folder)} holds no weights: expected model.safetensors, shards with "
         "model.safetensors.index.json, or pytorch_model.bin."
     )
+
+
+def _shards(folder: Path, index: str) -> list[str]:
+    """The files that an index names, as names in its own folder, whatever path it gives."""
+    try:
+        names = sorted({Path(name).name for name in read_json(folder / index)["weight_map"].values()})
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{shown(folder)}/{index} is no index of weights ({error!r}): copy it again."
+        raise ValueError(reason) from error
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{shown(folder)} lacks {shown(name)}, which {index} names: download it again.")
+    return names

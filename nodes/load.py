@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ..janusflow_core.autoencoder import Autoencoder, load_vae_files
 from ..janusflow_core.checkpoint import Checkpoint, open_checkpoint
-from ..janusflow_core.vae import load_vae_files, vae_config
 from .native.clip import JanusFlowCLIP, text_patcher
 from .native.compat import VAE, folder_paths, io
 from .native.files import checkpoint_names, checkpoint_path
@@ -85,28 +85,27 @@ def _load_vae(checkpoint: Checkpoint, choice: str) -> Any:
     if choice == NO_VAE:
         return None
     if choice != FROM_CHECKPOINT:
-        config, weights = load_vae_files(Path(folder_paths.get_full_path_or_raise("vae", choice)))
-        return native_vae(config, weights)
-    if checkpoint.vae_weights is None:
+        return native_vae(load_vae_files(Path(folder_paths.get_full_path_or_raise("vae", choice))))
+    own = checkpoint.read_vae()
+    if own is None:
         raise ValueError(
             f"{checkpoint.name} brings no VAE: choose an SDXL VAE (for example sdxl_vae.safetensors in "
             "models/vae) in the field `vae`, or `none` if the graph makes no pictures."
         )
-    weights = checkpoint.vae_weights.tensors()
-    return native_vae(checkpoint.vae_config or vae_config(weights), weights)
+    return native_vae(own)
 
 
-def native_vae(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
-    """ComfyUI's VAE over an AutoencoderKL of any width; its autoencoder knows 32 norm groups only."""
-    widths = config["block_out_channels"]
-    if config.get("norm_num_groups", 32) != 32:
+def native_vae(vae: Autoencoder) -> Any:
+    """ComfyUI's VAE over an AutoencoderKL of any width that its own autoencoder can have."""
+    widths, groups = vae.config.block_out_channels, vae.config.norm_num_groups
+    if groups != 32 or any(width % widths[0] for width in widths):
         raise ValueError(
-            f"This VAE has {config['norm_num_groups']} norm groups, ComfyUI's autoencoder has 32: use "
-            "another VAE, or the janusflow library."
+            f"This VAE has {groups} norm groups and widths {list(widths)}, but ComfyUI's autoencoder 32 groups and "
+            "multiples of the first width: use another VAE, or the janusflow library."
         )
     shape = {
         "double_z": True,
-        "z_channels": config["latent_channels"],
+        "z_channels": vae.config.latent_channels,
         "resolution": 256,
         "in_channels": 3,
         "out_ch": 3,
@@ -114,8 +113,9 @@ def native_vae(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> Any:
         "ch_mult": [width // widths[0] for width in widths],
         "attn_resolutions": [],
         "dropout": 0.0,
-        "num_res_blocks": config["layers_per_block"],
+        "num_res_blocks": vae.config.layers_per_block,
     }
-    native = VAE(sd=dict(weights), config={"params": {"ddconfig": shape, "embed_dim": config["latent_channels"]}})
+    params = {"ddconfig": shape, "embed_dim": vae.config.latent_channels}
+    native = VAE(sd=dict(vae.weights), config={"params": params})
     native.throw_exception_if_invalid()
     return native

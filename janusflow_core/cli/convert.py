@@ -30,9 +30,9 @@ class Convert:
             raise FileExistsError(f"{self.target} exists already: choose another name or move it away")
         if self.target.suffix in (".bin", ".pt", ".pth", ".ckpt"):
             raise ValueError(f"got {self.target.name}, expected a name that ends in .safetensors, or a folder's name")
-        from .. import convert, vae
+        from .. import autoencoder, convert
 
-        own_vae = None if self.vae is None else vae.load_vae_files(self.vae)
+        own_vae = None if self.vae is None else autoencoder.load_vae_files(self.vae)
         with runtime_errors_in_words(), progress("converting") as show:
             convert.convert(self.source, self.target, torch_dtype(self.dtype), own_vae, show)
         files = (self.target, *self.target.rglob("*"))

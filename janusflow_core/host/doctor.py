@@ -229,6 +229,7 @@ def _model(source: str) -> Iterator[Finding]:
     try:
         checkpoint = open_checkpoint(source)
         shapes = verified(checkpoint)
+        checkpoint.read_vae()
     except (ValueError, OSError, KeyError) as error:
         yield Finding(
             "error",

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..autoencoder import VAEConfig
 from ..drawing import Preview
 from ..train.loop import Budget, Stage, fit, streams
 from ..train.machine import rank, world
@@ -16,18 +17,8 @@ from ..train.optimizer import Optimizer
 from .library import SEEDS, draw_scenes, pictures
 from .scenes import FRAME
 
-SCALING_FACTOR = 0.13025  # as SDXL's VAE, so that latents are interchangeable
 # 32 groups because ComfyUI's own autoencoder has that number built in.
-VAE = {
-    "block_out_channels": (64, 64, 64, 64),
-    "layers_per_block": 1,
-    "norm_num_groups": 32,
-    "latent_channels": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "sample_size": FRAME,
-    "scaling_factor": SCALING_FACTOR,
-}
+VAE = VAEConfig(block_out_channels=(64, 64, 64, 64), norm_num_groups=32, sample_size=FRAME)
 
 
 def crops(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -40,7 +31,7 @@ def autoencoder(folder: Path | None = None) -> Any:
     """The embedded model's VAE, new or as trained in `folder`."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    return AutoencoderKL(**VAE) if folder is None else AutoencoderKL.from_pretrained(folder)
+    return AutoencoderKL.from_config(VAE.to_json_dict()) if folder is None else AutoencoderKL.from_pretrained(folder)
 
 
 def train_vae(out: Path, budget: Budget, batch: int = 8, kl_weight: float = 2e-4) -> None:
@@ -51,7 +42,7 @@ def train_vae(out: Path, budget: Budget, batch: int = 8, kl_weight: float = 2e-4
     torch.manual_seed(0)
     vae, own = autoencoder(), max(batch // world(), 1)
     # Posteriors start narrow: at the usual deviation of 1 the noise drowns the untrained means for thousands of steps.
-    nn.init.constant_(vae.quant_conv.bias[VAE["latent_channels"] :], -6.0)
+    nn.init.constant_(vae.quant_conv.bias[VAE.latent_channels :], -6.0)
     outer = ("encoder.conv_in", "decoder.conv_out", "quant_conv", "post_quant_conv")
     named = dict(vae.named_parameters())
     optimizer = Optimizer(named.items(), lambda name: not name.startswith(outer))
@@ -76,7 +67,7 @@ def fit_preview(vae: Any, x: Tensor, units: int = 32, steps: int = 1500) -> Prev
     """The little network that shows latents of pictures `x` (N, 3, H, W) in their colors; SDXL's would be false."""
     torch.manual_seed(0)
     with torch.no_grad():
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)]) * SCALING_FACTOR
+        latents = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)]) * VAE.scaling_factor
     colors, background = F.avg_pool2d(x, 8), x[:, :, :2].mean(dim=(2, 3), keepdim=True)
     weight = 0.3 + (colors - background).norm(dim=1, keepdim=True)  # most cells are background and hardly count
     inner = nn.Conv2d(latents.shape[1], units, 3, padding=1, padding_mode="replicate")
@@ -103,7 +94,7 @@ def normalise_latents(vae: Any, x: Tensor) -> None:
     """Fold an affine map into the two 1x1 convolutions: latents of pictures `x` get mean 0, deviation 1 / 0.13025."""
     latents = vae.encode(x).latent_dist.mean
     mean = latents.mean(dim=(0, 2, 3))
-    scale = 1 / (SCALING_FACTOR * latents.std(dim=(0, 2, 3)))
+    scale = 1 / (VAE.scaling_factor * latents.std(dim=(0, 2, 3)))
     channels = len(mean)
     vae.quant_conv.weight[:channels] *= scale[:, None, None, None]
     vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) * scale

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from ..attention import eager, sdpa
+from ..autoencoder import Autoencoder
 from ..checkpoint import Checkpoint, load_model, open_checkpoint
 from ..config import FlowConfig, JanusFlowConfig, LanguageConfig, VisionConfig
 from ..device import best_device
@@ -179,8 +180,7 @@ def write(
         {k: v.to("cpu", torch.bfloat16) for k, v in weights.items()},
         parts,
         tokenizer.json,
-        {**VAE, "_class_name": "AutoencoderKL"},
-        {k: v.to("cpu", torch.float16) for k, v in vae.state_dict().items()},
+        Autoencoder(VAE, {k: v.to("cpu", torch.float16) for k, v in vae.state_dict().items()}),
     )
 
 
@@ -275,7 +275,7 @@ def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any]:
 
 def _from(checkpoint: Checkpoint) -> tuple[JanusFlow, Any]:
     """The model of a checkpoint, and its VAE."""
-    assert checkpoint.vae_weights is not None  # check_start has seen it
-    vae = autoencoder()
-    vae.load_state_dict(checkpoint.vae_weights.tensors())  # float16 into float32
+    stored, vae = checkpoint.read_vae(), autoencoder()
+    assert stored is not None  # check_start has seen it
+    vae.load_state_dict(stored.weights)  # float16 into float32
     return load_model(checkpoint, torch.float32), vae

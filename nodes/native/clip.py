@@ -19,10 +19,9 @@ from ...janusflow_core import decoding
 from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, verified
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
-from ...janusflow_core.layout import TOKENIZER_KEY
 from ...janusflow_core.model import JanusFlow
 from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
-from ...janusflow_core.weights import json_tensor, read_weights
+from ...janusflow_core.weights import TOKENIZER_KEY, json_tensor, read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .model import BOS, ComfyAttention
 

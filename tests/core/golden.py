@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from janusflow_core.autoencoder import Autoencoder, VAEConfig
 from janusflow_core.config import JanusFlowConfig
 from janusflow_core.image import ImageConfig, preprocess
 from janusflow_core.layout import describe_files, save_folder
@@ -111,7 +112,12 @@ def new_model(shapes: JanusFlowConfig, seed: int) -> JanusFlow:
 
 def new_codec() -> LatentCodec:
     """The recorded autoencoder."""
-    return LatentCodec(read_json("tiny_vae/config.json"), vae_weights())
+    return LatentCodec(recorded_vae())
+
+
+def recorded_vae() -> Autoencoder:
+    """The recorded autoencoder as a file holds it."""
+    return Autoencoder(VAEConfig.from_json_dict(read_json("tiny_vae/config.json")), vae_weights())
 
 
 def vae_weights() -> dict[str, Tensor]:
@@ -194,8 +200,8 @@ def write_folder(path: Path, pipe: JanusFlowPipeline, codec: bool = False) -> Pa
     """The official layout on disk: a model, its unused attention pool and, if asked, the recorded autoencoder."""
     shapes = pipe.model.config
     weights = pipe.model.state_dict() | {key: recipe(key, s, 6) for key, s in pool_weights(shapes).items()}
-    vae = (read_json("tiny_vae/config.json"), vae_weights()) if codec else ()
-    save_folder(path, weights, describe_files(shapes, pipe.tokenizer, pipe.image_config), pipe.tokenizer.json, *vae)
+    parts = describe_files(shapes, pipe.tokenizer, pipe.image_config)
+    save_folder(path, weights, parts, pipe.tokenizer.json, recorded_vae() if codec else None)
     return path
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"host", "world"},
     {"bulk", "convert", "pipeline", "train"},
     {"checkpoint", "lora"},
-    {"decoding", "layout", "sampling", "vae", "weights"},
+    {"autoencoder", "decoding", "layout", "sampling", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
     {"attention", "config", "device", "drawing", "image", "png", "tokenizer"},

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,12 +29,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from janusflow_core.checkpoint import JSON_KEYS, Checkpoint, load_model, open_checkpoint
+from janusflow_core.autoencoder import Autoencoder, VAEConfig, vae_shapes
+from janusflow_core.checkpoint import Checkpoint, load_model, open_checkpoint
 from janusflow_core.config import JanusFlowConfig
 from janusflow_core.convert import convert
-from janusflow_core.layout import save_folder
+from janusflow_core.layout import save_folder, save_single
 from janusflow_core.pipeline import JanusFlowPipeline
-from janusflow_core.weights import is_finite, json_tensor, write_tensors
+from janusflow_core.weights import JSON_KEYS, is_finite, json_tensor, write_tensors
 
 NORM = "language_model.model.norm.weight"
 
@@ -70,10 +72,11 @@ def assert_same(found: Checkpoint, expected: Checkpoint) -> None:
     assert found.config == expected.config and found.image == expected.image
     assert found.tokenizer.processor == expected.tokenizer.processor
     assert found.tokenizer.json == expected.tokenizer.json and found.tokenizer.special == expected.tokenizer.special
-    assert found.vae_config == expected.vae_config
-    assert sorted(found.vae_weights or ()) == sorted(expected.vae_weights or ())
-    for key in expected.vae_weights or ():
-        assert torch.equal(found.vae_weights.read(key), expected.vae_weights.read(key)), key
+    ours, theirs = found.read_vae(), expected.read_vae()
+    assert (ours is None) == (theirs is None)
+    if ours is not None and theirs is not None:
+        assert ours.config == theirs.config and ours.weights.keys() == theirs.weights.keys()
+        assert all(torch.equal(ours.weights[key], value) for key, value in theirs.weights.items())
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------
@@ -119,8 +122,28 @@ def test_conversion_can_change_the_precision(folder: Path, tmp_path: Path):
 
 def test_a_vae_can_be_put_in(folder: Path, tmp_path: Path):
     origin = open_checkpoint(write_folder(tmp_path / "whole", micro(), codec=True))
-    vae = {key: origin.vae_weights.read(key) for key in origin.vae_weights}
-    assert_same(convert(folder, tmp_path / "with.safetensors", vae=(origin.vae_config, vae)), origin)
+    assert_same(convert(folder, tmp_path / "with.safetensors", vae=origin.read_vae()), origin)
+
+
+def test_conversion_compares_the_vae_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_folder(tmp_path / "whole", micro(), codec=True)
+    spoil = "janusflow_core.convert.save_single"
+
+    def save_badly(path: Path, weights: Any, parts: Any, tokenizer_json: str, vae: Autoencoder) -> None:
+        key = "decoder.conv_in.bias"
+        wrong = Autoencoder(vae.config, {**vae.weights, key: vae.weights[key] + 1})
+        save_single(path, weights, parts, tokenizer_json, wrong)
+
+    monkeypatch.setattr(spoil, save_badly)
+    with pytest.raises(RuntimeError, match="decoder.conv_in.bias was not written as it was read"):
+        convert(tmp_path / "whole", tmp_path / "file.safetensors")
+
+
+def test_a_vae_of_other_channels_is_refused(folder: Path, tmp_path: Path):
+    other = VAEConfig(block_out_channels=(8,), norm_num_groups=8, latent_channels=16)
+    weights = {key: torch.zeros(shape) for key, shape in vae_shapes(other)}
+    with pytest.raises(ValueError, match="file: its VAE has 16 latent channels, the model 4: put another in"):
+        convert(folder, tmp_path / "file.safetensors", vae=Autoencoder(other, weights))
 
 
 def test_shards_load_as_one(folder: Path):
@@ -355,11 +378,13 @@ def test_a_foreign_tokenizer_is_named(folder: Path):
         ("config.json", '{"language_config": ', "micro/config.json is not valid JSON"),
         ("config.json", "[1, 2]", "micro/config.json holds a list, expected an object"),
         ("preprocessor_config.json", "null", "micro/preprocessor_config.json holds a NoneType, expected an object"),
+        ("vae/config.json", '{"act_fn": "si', "micro/vae/config.json is not valid JSON"),
         ("model.safetensors.index.json", '{"weight_map": {"a', "micro/model.safetensors.index.json is not valid JSON"),
         ("model.safetensors.index.json", "{}", "micro/model.safetensors.index.json is no index of weights"),
     ],
 )
 def test_broken_json_is_named(folder: Path, name: str, text: str, words: str):
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=words):
         open_checkpoint(folder)
@@ -380,6 +405,33 @@ def test_a_text_that_is_none_is_named(single: Path, key: str, value: Tensor):
     save_file({**weights, key: value}, single, metadata)
     with pytest.raises(ValueError, match=f"micro.safetensors: {key} is no text: make the file anew"):
         open_checkpoint(single)
+
+
+FAULTS: dict[str, Callable[[Path], Any]] = {
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
+    "broken JSON": lambda folder: (folder / "processor_config.json").write_text("{"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "nothing": lambda folder: None,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_whose_name_is_no_unicode_is_named_in_escapes(folder: Path, fault: str):
+    """Such names come out of old archives; as they are, they end a server's logging and with it its worker."""
+    strange = folder.rename(folder.with_name(os.fsdecode(b"caf\xe9")))
+    FAULTS[fault](strange)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"caf\\udce9") as error:
+        open_checkpoint(strange)
+    str(error.value).encode()  # raises for half a surrogate pair
+
+
+def test_a_shard_whose_name_is_no_unicode_is_named_in_escapes(folder: Path):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "\\ud800.safetensors"}}')
+    with pytest.raises(FileNotFoundError, match=r"micro lacks \\ud800.safetensors, which model") as error:
+        open_checkpoint(folder)
+    str(error.value).encode()
 
 
 def test_any_other_safetensors_file_is_no_janusflow(tmp_path: Path):

@@ -1,18 +1,37 @@
+import json
+import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from golden import GOLDEN, MANIFEST, MODULE, assert_close, new_codec, read_json, recipe, tensors, vae_weights
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from golden import (
+    GOLDEN,
+    MANIFEST,
+    MODULE,
+    assert_close,
+    new_codec,
+    read_json,
+    recipe,
+    recorded_vae,
+    tensors,
+    vae_weights,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from janusflow_core.autoencoder import VAEConfig, load_vae_files, vae_shapes
 from janusflow_core.image import from_tensor
-from janusflow_core.vae import LatentCodec, load_vae_files
+from janusflow_core.vae import LatentCodec
 
 CONFIG = read_json("tiny_vae/config.json")
 Weights = dict[str, Tensor]
@@ -76,11 +95,39 @@ def sdxl_names(weights: Weights) -> Weights:
     return out
 
 
+def written(folder: Path, weights: Weights, **config: Any) -> Path:
+    """A VAE in diffusers' layout: the recorded config, with changes, and these weights."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
 @pytest.mark.parametrize("rename", [older_diffusers_names, sdxl_names])
-def test_other_names_give_the_same_vae(rename: Callable[[Weights], Weights]):
-    latents, renamed = recipe("latents", (1, 4, 4, 4), 0), rename(vae_weights())
+def test_other_names_give_the_same_vae(tmp_path: Path, rename: Callable[[Weights], Weights]):
+    renamed = rename(vae_weights())
     assert renamed.keys() != vae_weights().keys()
-    assert torch.equal(LatentCodec(CONFIG, renamed).decode(latents), new_codec().decode(latents))
+    found = load_vae_files(written(tmp_path, renamed)).weights
+    assert found.keys() == vae_weights().keys()
+    assert all(torch.equal(found[key], value) for key, value in vae_weights().items())
+
+
+def test_names_of_the_original_file_are_read_as_diffusers_reads_them(tmp_path: Path):
+    original = sdxl_names(vae_weights())
+    theirs = convert_ldm_vae_checkpoint(dict(original), CONFIG)
+    ours = load_vae_files(written(tmp_path, original)).weights
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@given(st.lists(st.sampled_from([8, 16, 24]), min_size=1, max_size=4), st.integers(1, 3), st.sampled_from([1, 4, 16]))
+@settings(max_examples=15, deadline=None)
+def test_a_vae_is_made_of_what_diffusers_makes_it_of(widths: list[int], layers: int, channels: int):
+    config = VAEConfig(
+        block_out_channels=tuple(widths), layers_per_block=layers, latent_channels=channels, norm_num_groups=8
+    )
+    with torch.device("meta"):
+        theirs = AutoencoderKL.from_config(config.to_json_dict()).state_dict()
+    assert dict(vae_shapes(config)) == {key: tuple(value.shape) for key, value in theirs.items()}
 
 
 @pytest.mark.parametrize("rename", [lambda weights: weights, sdxl_names], ids=["diffusers", "SDXL"])
@@ -93,14 +140,14 @@ def test_a_single_file_needs_no_config(tmp_path: Path, rename: Callable[[Weights
     latents = recipe("latents", (1, 4, 4, 4), 0)
     with torch.no_grad():
         expected = (theirs.decode(latents / 0.13025).sample / 2 + 0.5).clamp(0, 1)
-    assert_close(LatentCodec(*load_vae_files(tmp_path / "vae.safetensors")).decode(latents), expected, MODULE)
+    assert_close(LatentCodec(load_vae_files(tmp_path / "vae.safetensors")).decode(latents), expected, MODULE)
 
 
 def test_a_diffusers_folder_loads(tmp_path: Path):
     (tmp_path / "config.json").write_text((GOLDEN / "tiny_vae" / "config.json").read_text())
     save_file(vae_weights(), tmp_path / "diffusion_pytorch_model.safetensors")
     latents = recipe("latents", (1, 4, 4, 4), 0)
-    assert torch.equal(LatentCodec(*load_vae_files(tmp_path)).decode(latents), new_codec().decode(latents))
+    assert torch.equal(LatentCodec(load_vae_files(tmp_path)).decode(latents), new_codec().decode(latents))
 
 
 def test_a_batch_is_the_pictures_alone():
@@ -123,6 +170,52 @@ def test_what_is_no_vae_is_named(tmp_path: Path):
         load_vae_files(tmp_path / "unet.safetensors")
 
 
+KEY = "decoder.conv_in.weight"
+
+
+def without(key: str) -> Weights:
+    return {name: value for name, value in vae_weights().items() if name != key}
+
+
+def spoilt(value: float) -> Weights:
+    weights = {name: tensor.clone() for name, tensor in vae_weights().items()}
+    weights[KEY][1, 1] = value
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "words"),
+    [
+        (without(KEY), {}, ["the VAE lacks", KEY, "[32, 4, 3, 3]", "not saved whole"]),
+        ({**without(KEY), KEY: torch.ones(32, 4, 3, 1)}, {}, [KEY, "[32, 4, 3, 1]", "expected [32, 4, 3, 3]"]),
+        ({**vae_weights(), "decoder.extra.weight": torch.ones(1)}, {}, ["decoder.extra.weight", "not part of a VAE"]),
+        (spoilt(math.nan), {}, [KEY, "NaN", "download or train"]),
+        (spoilt(math.inf), {}, [KEY, "infinite"]),
+        ({**without(KEY), KEY: torch.ones(32, 4, 3, 3, dtype=torch.int8)}, {}, [KEY, "int8", "floating point"]),
+        (vae_weights(), {"layers_per_block": 10**6}, ["lacks encoder.down_blocks.0.resnets.2.norm1.weight"]),
+        (vae_weights(), {"block_out_channels": [16] * 10**6}, ["down_blocks.1", "expected [16, 16, 3, 3]"]),
+        (vae_weights(), {"block_out_channels": [16, 32, "32", 32]}, ["block_out_channels", "integer"]),
+        (vae_weights(), {"norm_num_groups": 5}, ["VAEConfig", "widths that 5 norm groups divide"]),
+        (vae_weights(), {"act_fn": "relu"}, ["act_fn", "'relu'", "'silu'"]),
+        (vae_weights(), {"scaling_factor": 0.0}, ["scaling_factor", "0.0", "greater than 0"]),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else None,
+)
+def test_a_broken_vae_is_named_in_one_sentence(tmp_path: Path, weights: Weights, config: dict, words: list[str]):
+    folder = written(tmp_path, weights, **config)
+    began = time.monotonic()
+    with pytest.raises(ValueError) as error:
+        load_vae_files(folder)
+    assert time.monotonic() - began < 5  # building a million blocks takes minutes and all memory
+    assert all(word in str(error.value) for word in ["diffusion_pytorch_model.safetensors", *words]), error.value
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_what_lies_beside_a_vae_is_left_alone(tmp_path: Path):
+    beside = {"loss.logvar": torch.ones(1), "model_ema.decay": torch.ones(1)}
+    assert load_vae_files(written(tmp_path, {**vae_weights(), **beside})).weights.keys() == vae_weights().keys()
+
+
 def test_float16_is_refused():
     with pytest.raises(ValueError, match="overflows in float16: use bfloat16 or float32"):
-        LatentCodec(CONFIG, vae_weights(), dtype=torch.float16)
+        LatentCodec(recorded_vae(), dtype=torch.float16)

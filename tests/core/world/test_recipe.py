@@ -82,17 +82,15 @@ def test_what_eyes_are_taught_costs_nothing_when_told_right():
 
 
 def test_normalising_latents_keeps_pictures_and_gives_unit_scale():
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(0)
-    vae = AutoencoderKL(**codec.VAE).eval()
+    vae = codec.autoencoder().eval()
     x = library.pictures(library.draw_scenes(0, 4))
     with torch.no_grad():
         before = vae.decode(vae.encode(x).latent_dist.mean).sample
         codec.normalise_latents(vae, x)
         latents = vae.encode(x).latent_dist.mean
         after = vae.decode(latents).sample
-    scaled = latents * codec.SCALING_FACTOR
+    scaled = latents * codec.VAE.scaling_factor
     assert (scaled.mean(dim=(0, 2, 3)).abs() < 1e-3).all() and (scaled.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
     assert (after - before).abs().max() < 1e-3
 
