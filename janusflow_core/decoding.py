@@ -6,6 +6,7 @@ states), a head (hidden states to logits) and an embedding table, because ComfyU
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,14 +36,16 @@ class SamplingOptions:
     presence_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0.0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or above, got {self.temperature}.")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}.")
         if self.top_k < 0 or not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"top_k must be 0 or above and min_p in [0, 1], got {self.top_k} and {self.min_p}.")
-        if self.repetition_penalty <= 0:
+        if not 0.0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}.")
+        if not math.isfinite(self.presence_penalty):
+            raise ValueError(f"presence_penalty must be a number, got {self.presence_penalty}.")
 
 
 def penalise(logits: Tensor, seen: Tensor, options: SamplingOptions) -> Tensor:

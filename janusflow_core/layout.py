@@ -9,8 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from .autoencoder import VAE_FILE, VAE_FOLDER, VAE_PREFIX, Autoencoder
 from .config import JanusFlowConfig
 from .drawing import DrawingConfig
 from .image import ImageConfig
+from .partial import appearing
 from .tokenizer import JanusTokenizer
 from .weights import TOKENIZER_KEY, json_tensor, write_tensors
 
@@ -54,7 +53,6 @@ def save_single(
     if vae is not None:
         tensors |= {VAE_PREFIX + key: value for key, value in vae.weights.items()}
         metadata["vae_config"] = json.dumps(vae.config.to_json_dict())
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(path, tensors, metadata)
 
 
@@ -68,10 +66,8 @@ def save_folder(
     """Write a folder in the official layout, whole or not at all; raises FileExistsError rather than overwrite."""
     if path.exists():
         raise FileExistsError(f"{path} exists already: choose another name or move it away.")
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with appearing(path) as partial:
+        partial.mkdir()
         for name, values in parts.items():
             _write_json(partial / f"{name}.json", values)
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -80,9 +76,6 @@ def save_folder(
             (partial / VAE_FOLDER).mkdir()
             _write_json(partial / VAE_FOLDER / "config.json", vae.config.to_json_dict())
             write_tensors(partial / VAE_FOLDER / VAE_FILE, vae.weights)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

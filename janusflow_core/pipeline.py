@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -108,18 +109,21 @@ class JanusFlowPipeline:
         """
         rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
         self._check_output(output)
+        start = 1.0 - _fraction(strength)
+        if init_image is None and (start or mask is not None):
+            raise ValueError("mask and strength need init_image: they say what of that picture is painted anew.")
         steps = self.drawing.steps if steps is None else steps
         guidance = self.drawing.guidance if guidance is None else guidance
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a number, got {guidance}.")
         noise = self._noise(len(rows), width, height, seed, noise)
-        times = sampling.time_grid(steps, start=1.0 - _fraction(strength) if init_image is not None else 0.0)
+        times = sampling.time_grid(steps, start)
         z, inpaint = noise, None
         if init_image is not None:
             x = self._latents(init_image, noise)
             z = sampling.interpolate(x, noise, times[0])
             if mask is not None:
                 inpaint = sampling.Inpaint(x, self._latent_mask(mask, noise), noise)
-        elif mask is not None:
-            raise ValueError("mask needs init_image: it says which part of that picture is painted anew.")
         velocity = self.guided_velocity(rows, negative_prompt, guidance, noise.shape)
         latents = sampling.integrate(velocity, z, times, solver, inpaint, on_step)
         return self._finish(latents, output)

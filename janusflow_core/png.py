@@ -11,42 +11,33 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from .partial import room
+
 
 def save_new(folder: Path, stem: str, picture: Image.Image, text: Mapping[str, str]) -> Path:
     """Write a picture and its text chunks as `stem`_<first free number>.png; returns the path."""
     info = PngInfo()
     for name, value in text.items():
         info.add_text(name, value)
-    partial = _partial(folder, stem)
-    try:
-        picture.save(partial, format="PNG", pnginfo=info)
-        return _place(partial, folder, stem)
-    finally:
-        partial.unlink(missing_ok=True)
+    with room(folder) as inside:
+        picture.save(inside / "new", format="PNG", pnginfo=info)
+        return _place(inside / "new", folder, stem)
 
 
 def copy_new(folder: Path, stem: str, source: Path) -> Path:
     """Copy a file, byte for byte, as `stem`_<first free number>.png; returns the path."""
-    partial = _partial(folder, stem)
-    try:
-        shutil.copyfile(source, partial)
-        return _place(partial, folder, stem)
-    finally:
-        partial.unlink(missing_ok=True)
+    with room(folder) as inside:
+        shutil.copyfile(source, inside / "new")
+        return _place(inside / "new", folder, stem)
 
 
-def _partial(folder: Path, stem: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f".{stem}.{os.getpid()}.partial"
-
-
-def _place(partial: Path, folder: Path, stem: str) -> Path:
+def _place(whole: Path, folder: Path, stem: str) -> Path:
     for number in itertools.count():
         path = folder / f"{stem}_{number}.png"
         try:
             path.touch(exist_ok=False)  # takes the name, so that another process takes the next number
         except FileExistsError:
             continue
-        os.replace(partial, path)
+        os.replace(whole, path)
         return path
     raise AssertionError("unreachable")

@@ -6,6 +6,7 @@ times are float32 whatever the model computes in; the authors' bf16 steps add up
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ def time_grid(steps: int, start: float = 0.0, shift: float = 1.0) -> list[float]
         raise ValueError(f"steps must be at least 1, got {steps}.")
     if not 0.0 <= start < 1.0:
         raise ValueError(f"the start of the flow must lie in [0, 1), got {start}.")
-    if shift <= 0.0:
-        raise ValueError(f"shift must be above 0, got {shift}.")
+    if not 0.0 < shift < math.inf:
+        raise ValueError(f"shift must be a number above 0, got {shift}.")
     uniform = (k / steps + start * (1.0 - k / steps) for k in range(steps + 1))  # ends at 1 exactly
     return [t / (t + shift * (1.0 - t)) for t in uniform]
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import printable, read_json, shown
+from .partial import appearing
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -142,16 +143,12 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all: to a temporary name first, then renamed."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    """Write a safetensors file whole or not at all; raises OSError with one sentence when the disk is full."""
+    with appearing(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode  # what the user's umask allows; safetensors would keep the file to its owner
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"format": "pt", **(metadata or {})})
         partial.chmod(mode)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def json_tensor(text: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -121,6 +122,9 @@ class JanusFlowSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         if not isinstance(model.model, JanusFlowModel):
             raise ValueError("Flow Sampler needs a JanusFlow MODEL; for other models use KSampler.")
+        for name, value in (("cfg", cfg), ("denoise", denoise), ("shift", shift)):
+            if not math.isfinite(value):  # JSON may say NaN, which no widget's bounds keep out
+                raise ValueError(f"{name} is {value}, but must be a number.")
         drawing = model.model.model_config.drawing
         steps, cfg = steps or drawing.steps, drawing.guidance if cfg < 0 else cfg
         start = dict(latent) if latent is not None else _empty_latent(model, width, height, batch_size)

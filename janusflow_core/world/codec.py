@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..autoencoder import VAEConfig
 from ..drawing import Preview
+from ..partial import appearing
 from ..train.loop import Budget, Stage, fit, streams
 from ..train.machine import rank, world
 from ..train.optimizer import Optimizer
@@ -59,8 +60,8 @@ def train_vae(out: Path, budget: Budget, batch: int = 8, kl_weight: float = 2e-4
     fit(stage, budget, terms)
     if rank() == 0:
         normalise_latents(vae, pictures(draw_scenes(SEEDS["library"], 64)))
-        vae.save_pretrained(out.with_name("vae.partial"))
-        out.with_name("vae.partial").rename(out)
+        with appearing(out) as partial:
+            vae.save_pretrained(partial)
 
 
 def fit_preview(vae: Any, x: Tensor, units: int = 32, steps: int = 1500) -> Preview:

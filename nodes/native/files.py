@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
+from ...janusflow_core.partial import PARTIAL
 from ...janusflow_core.weights import PICKLE_SUFFIXES, SAFE_SUFFIXES
 from .compat import folder_paths
 
@@ -48,7 +49,8 @@ def _files(folder: str) -> list[str]:
     names = folder_paths.get_filename_list(folder)
     # A weight file inside an official folder is offered as its folder.
     inside = tuple(f"{name}{os.sep}" for name in _official_folders()) if folder == FOLDER else ()
-    return [name for name in names if name.endswith(SAFE_SUFFIXES) and not (inside and name.startswith(inside))]
+    names = [name for name in names if name.endswith(SAFE_SUFFIXES) and PARTIAL not in name]
+    return [name for name in names if not (inside and name.startswith(inside))]
 
 
 def _official_folders() -> dict[str, Path]:

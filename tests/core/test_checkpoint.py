@@ -4,6 +4,8 @@ import json
 import math
 import os
 import pickle
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -495,6 +497,32 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path):
             save()
     assert [path.name for path in tmp_path.iterdir()] == ["kept.safetensors"]
     assert (tmp_path / "kept.safetensors").read_bytes() == b"before"
+
+
+def test_files_of_the_users_are_never_taken_for_our_own(folder: Path, tmp_path: Path):
+    """A conversion once wrote to TARGET.partial, and deleted what was called so."""
+    (tmp_path / "new.partial").mkdir()
+    (tmp_path / "new.partial" / "diary.txt").write_text("mine")
+    (tmp_path / "file.safetensors.partial").write_text("mine too")
+    convert(folder, tmp_path / "new")
+    convert(folder, tmp_path / "file.safetensors")
+    assert (tmp_path / "new.partial" / "diary.txt").read_text() == "mine"
+    assert (tmp_path / "file.safetensors.partial").read_text() == "mine too"
+    assert len(list(tmp_path.iterdir())) == 5  # these two, the two new ones and the folder they came from
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sets no limits to files")
+@pytest.mark.parametrize("target", ["folder", "file.safetensors"])
+def test_a_full_disk_ends_in_one_line_and_leaves_nothing(folder: Path, tmp_path: Path, target: str):
+    """A limit on the size of files stands for the full disk: writing fails in the same way."""
+    command = [sys.executable, "-m", "janusflow_core.cli", "convert", str(folder), str(tmp_path / target)]
+    limited = ["sh", "-c", 'ulimit -f 100; exec "$0" "$@"', *command]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == "", done
+    assert re.fullmatch(rf"janusflow: \S*{target}\S* cannot be written \(.*\): free disk space or .*\n", done.stderr), (
+        done.stderr
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["micro"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")

@@ -1,5 +1,7 @@
 """Continuations: greedy ones token for token as recorded, sampled ones by their rules."""
 
+import math
+
 import pytest
 import torch
 from golden import (
@@ -30,6 +32,13 @@ from janusflow_core.pipeline import JanusFlowPipeline
 CASES = MANIFEST["und"]["cases"]
 BATCHES = [name for name, case in CASES.items() if "members" in case]
 SAMPLED = SamplingOptions(temperature=1.2, top_p=0.95, top_k=50, repetition_penalty=1.1)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_options_that_are_no_numbers_are_refused(name: str, value: float):
+    with pytest.raises(ValueError, match=rf"{name} .*{value}"):
+        SamplingOptions(**{name: value})
 
 
 def continue_golden(names: list[str], eos: int = -1, tokens: int = 24) -> tuple[list[list[int]], Tensor]:

@@ -1,5 +1,6 @@
 """Pictures from words and words from pictures, through the public calls."""
 
+import math
 import subprocess
 import sys
 from functools import cache
@@ -228,6 +229,10 @@ def test_what_the_mask_leaves_out_is_kept():
         assert not torch.allclose(found[:, :, :3], pipe.codec.encode(pixels).expand_as(found)[:, :, :3], atol=0.1)
 
 
+def never(*_: object) -> None:
+    raise AssertionError("the flow has begun")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -242,7 +247,12 @@ def test_what_the_mask_leaves_out_is_kept():
         ({"prompt": []}, "nothing to draw"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"solver": "rk45"}, "'rk45' is unknown"),
-        ({"mask": torch.ones(1, 32, 32)}, "mask needs init_image"),
+        ({"mask": torch.ones(1, 32, 32)}, "mask and strength need init_image"),
+        ({"strength": 0.5}, "mask and strength need init_image"),
+        ({"strength": 7.0}, r"strength must lie in \(0, 1\], got 7.0"),
+        ({"strength": math.nan}, r"strength must lie in \(0, 1\], got nan"),
+        ({"guidance": math.nan}, "guidance must be a number, got nan"),
+        ({"guidance": math.inf}, "guidance must be a number, got inf"),
         ({"init_image": torch.zeros(1, 3, 32, 32), "strength": 0.0}, r"strength must lie in \(0, 1\], got 0.0"),
         ({"init_image": torch.zeros(1, 3, 32, 32), "strength": 1.1}, "strength.*got 1.1"),
         ({"init_image": torch.zeros(1, 3, 48, 32)}, r"init_image must be \(B, 3, 32, 32\).*got \(1, 3, 48, 32\)"),
@@ -251,11 +261,7 @@ def test_what_the_mask_leaves_out_is_kept():
 )
 def test_bad_arguments_are_refused_in_one_sentence(arguments: dict[str, Any], words: str):
     with pytest.raises(ValueError, match=words):
-        micro_with_codec().generate(**{"prompt": "a cat", "steps": 1, **arguments})
-
-
-def never(*_: object) -> None:
-    raise AssertionError("the flow has begun")
+        micro_with_codec().generate(**{"prompt": "a cat", "steps": 1, "on_step": never, **arguments})
 
 
 def test_without_a_vae_only_latents_can_be_had():

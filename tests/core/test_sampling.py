@@ -58,7 +58,10 @@ def test_times_equal_golden(steps: int):
         ((0,), "steps must be at least 1, got 0"),
         ((5, 1.0), r"\[0, 1\), got 1.0"),
         ((5, -0.1), r"\[0, 1\), got -0.1"),
-        ((5, 0.0, 0.0), "shift must be above 0, got 0.0"),
+        ((5, math.nan), r"\[0, 1\), got nan"),
+        ((5, 0.0, 0.0), "shift must be a number above 0, got 0.0"),
+        ((5, 0.0, math.nan), "shift must be a number above 0, got nan"),
+        ((5, 0.0, math.inf), "shift must be a number above 0, got inf"),
     ],
 )
 def test_time_grid_refuses(arguments: tuple, words: str):
