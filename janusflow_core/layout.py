@@ -21,7 +21,7 @@ from .drawing import DrawingConfig
 from .image import ImageConfig
 from .partial import appearing
 from .tokenizer import JanusTokenizer
-from .weights import TOKENIZER_KEY, json_tensor, write_tensors
+from .weights import TOKENIZER_KEY, json_tensor, save_tensors, write_tensors
 
 
 def describe_files(
@@ -71,11 +71,11 @@ def save_folder(
         for name, values in parts.items():
             _write_json(partial / f"{name}.json", values)
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        write_tensors(partial / "model.safetensors", weights)
+        save_tensors(partial / "model.safetensors", weights)
         if vae is not None:
             (partial / VAE_FOLDER).mkdir()
             _write_json(partial / VAE_FOLDER / "config.json", vae.config.to_json_dict())
-            write_tensors(partial / VAE_FOLDER / VAE_FILE, vae.weights)
+            save_tensors(partial / VAE_FOLDER / VAE_FILE, vae.weights)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -14,26 +15,33 @@ from safetensors import SafetensorError
 PARTIAL = ".partial-"  # how the name of a room begins; one that a killed process leaves is nobody's model
 
 
+REFUSED = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A name to write a file or a folder to, which becomes `path` at the end; after an error nothing is left of it.
-
-    Raises OSError with one sentence when the disk is full or refuses.
-    """
+    """A name to write a file or a folder to, which becomes `path` at the end; after an error nothing is left of it."""
     with room(path.parent) as inside:
-        try:
-            yield inside / "new"
-            os.replace(inside / "new", path)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"{path} cannot be written ({error}): free disk space or choose another folder") from error
+        yield inside / "new"
+        os.replace(inside / "new", path)
 
 
 @contextmanager
 def room(folder: Path) -> Iterator[Path]:
-    """A new folder of a name that nobody uses, inside `folder`, gone at the end with all that is still in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    inside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+    """A new folder of a name that nobody uses, inside `folder`, gone at the end with all that is still in it.
+
+    Raises OSError with one sentence when the disk is full or refuses.
+    """
+    inside = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
         yield inside
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) or error.errno in REFUSED:
+            reason = f"nothing can be written to {folder} ({error}): free disk space or choose another folder"
+            raise OSError(reason) from error
+        raise
     finally:
-        shutil.rmtree(inside, ignore_errors=True)
+        if inside is not None:
+            shutil.rmtree(inside, ignore_errors=True)

@@ -145,10 +145,15 @@ def is_finite(tensor: Tensor) -> bool:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file whole or not at all; raises OSError with one sentence when the disk is full."""
     with appearing(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode  # what the user's umask allows; safetensors would keep the file to its owner
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"format": "pt", **(metadata or {})})
-        partial.chmod(mode)
+        save_tensors(partial, tensors, metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file inside something that appears as a whole."""
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask allows; safetensors would keep the file to its owner
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, {"format": "pt", **(metadata or {})})
+    path.chmod(mode)
 
 
 def json_tensor(text: str) -> Tensor:
