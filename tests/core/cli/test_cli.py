@@ -107,6 +107,16 @@ def test_no_picture_is_overwritten(capsys, tmp_path):
     assert (tmp_path / "janusflow_0_1.png").read_text() == "mine"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows sets no limits to files")
+def test_a_full_disk_ends_in_one_line(tmp_path):
+    """A limit on the size of files stands for the full disk; 512 or 1024 bytes are less than a picture."""
+    draw = [sys.executable, "-B", "-m", "janusflow_core.cli", "generate", "a heart", "--steps", "1", "--out", tmp_path]
+    limited = ["sh", "-c", 'ulimit -f 1; exec "$0" "$@"', *draw]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == [], done
+    assert done.stderr.startswith(f"janusflow: nothing can be written to {tmp_path} (") and done.stderr.count("\n") == 1
+
+
 def test_start_picture_mask_and_negative_prompt_reach_the_pipeline(capsys, tmp_path, pipe):
     start, mask = PICTURES / "wide.png", tmp_path / "mask.png"
     Image.linear_gradient("L").resize((64, 48)).save(mask)
