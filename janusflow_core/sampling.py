@@ -41,9 +41,12 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def logit_normal(count: int, generator: torch.Generator) -> Tensor:
-    """Times (count,) in (0, 1) whose logit is standard normal, on the generator's device: the paper's P(t)."""
-    return torch.randn(count, generator=generator, device=generator.device).sigmoid()
+def logit_normal(count: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
+    """Times (count,) in (0, 1) whose logit is normal with deviation 1, on the generator's device.
+
+    `mean` 0 is the paper's P(t); below 0 more times lie near the noise.
+    """
+    return (torch.randn(count, generator=generator, device=generator.device) + mean).sigmoid()
 
 
 def interpolate(x: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:

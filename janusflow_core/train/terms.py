@@ -32,6 +32,7 @@ class Terms:
     """The objectives of one model, as a context: inside it the hidden states after `layer`, from 1, are watched.
 
     `compiled` may be torch.compile or the like; it gets the parts whose shapes are those of their tensors alone.
+    `time_mean` is that of the times' logit (see `sampling.logit_normal`).
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Terms:
         layer: int,
         attention: Attention = sdpa,
         compiled: Callable[[Any], Any] = lambda function: function,
+        time_mean: float = 0.0,
     ) -> None:
         self.model, self.projector, self.layer, self.attention = model, projector, layer, attention
+        self.time_mean = time_mean
         self._draw, self._answer = compiled(self._drawing), compiled(self._answering)
         self._watching = ExitStack()
 
@@ -60,7 +63,7 @@ class Terms:
         device.
         """
         noise = torch.randn(x.shape, generator=generator, device=x.device)
-        t = sampling.logit_normal(len(x), generator)
+        t = sampling.logit_normal(len(x), generator, self.time_mean)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
         flow, repa = self._draw(x, noise, t, prompts.embeddings, positions, mask, features)
         return {"flow": flow, "repa": repa}

@@ -215,12 +215,13 @@ def test_the_kept_region_is_on_its_own_path_at_every_step():
 # --- the path that training follows -----------------------------------------------------------------------------
 
 
-def test_times_are_logit_normal():
-    times = logit_normal(20000, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("mean", [0.0, -0.8])
+def test_times_are_logit_normal(mean: float):
+    times = logit_normal(20000, torch.Generator().manual_seed(0), mean)
     assert 0 < times.min() and times.max() < 1
     logits = times.logit()
-    assert logits.mean().abs() < 0.02 and logits.std() == pytest.approx(1, abs=0.02)
-    assert torch.equal(times[:5], logit_normal(20000, torch.Generator().manual_seed(0))[:5])
+    assert (logits.mean() - mean).abs() < 0.02 and logits.std() == pytest.approx(1, abs=0.02)
+    assert torch.equal(times[:5], logit_normal(20000, torch.Generator().manual_seed(0), mean)[:5])
 
 
 def test_each_row_is_on_the_path_at_its_own_time():

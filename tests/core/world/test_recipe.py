@@ -1,6 +1,7 @@
 """The recipe of the embedded model: its parts one by one, then all stages for a few steps."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from janusflow_core import JanusFlowPipeline
 from janusflow_core.checkpoint import open_checkpoint
-from janusflow_core.world import codec, eyes, library, recipe
+from janusflow_core.world import codec, eyes, library, recipe, talk
 from janusflow_core.world.scenes import COLORS, FRAME, SHAPES, Object, Scene, is_held_out
 
 
@@ -163,3 +164,21 @@ def test_a_start_of_another_shape_is_refused(tmp_path):
     with pytest.raises(ValueError, match="micro lacks the embedded model's shapes or its VAE"):
         recipe.train(tmp_path / "out", minutes=1, start=path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_asks_the_same_of_both_things(tokenizer):
+    rng = random.Random(0)
+    scene = talk.scene_for_prompt("a red circle left of a blue square", rng)
+    empty = torch.zeros(1, 1)
+    row = recipe.asking_batch(tokenizer, library.Library(empty, empty, [scene] * 40, [""] * 40), range(40), rng)
+    assert row.ids.shape == (40, recipe.CONVERSATION_TOKENS)
+    texts = [tokenizer.decode(ids.tolist()) for ids in row.ids]
+    both = [text for text in texts if "Where is the circle?" in text and "Where is the square?" in text]
+    assert 5 < len(both) < 40 and all("left of the square" in text and "right of the circle" in text for text in both)
+
+
+def test_every_conversation_fits_its_fixed_length(tokenizer):
+    rng = random.Random(1)
+    scenes = library.draw_scenes(5, 600)
+    whole = library.Library(torch.zeros(1, 1), torch.zeros(1, 1), scenes, [""] * 600)
+    assert recipe.asking_batch(tokenizer, whole, range(600), rng).ids.shape == (600, recipe.CONVERSATION_TOKENS)
