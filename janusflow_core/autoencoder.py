@@ -81,6 +81,15 @@ class Autoencoder:
         weights = dict(read_weights(stored, [names[key] for key in expected]))
         return cls(config, {key: weights[names[key]].reshape(shape) for key, shape in expected.items()})
 
+    def for_model(self, latent_channels: int) -> Autoencoder:
+        """Itself; raises ValueError unless a model of so many latent channels can use it."""
+        if self.config.latent_channels != latent_channels:
+            raise ValueError(
+                f"the VAE has {self.config.latent_channels} latent channels, the model {latent_channels}: "
+                "use an SDXL VAE, or the one that the model was trained with."
+            )
+        return self
+
 
 def load_vae_files(path: str | Path) -> Autoencoder:
     """The VAE in a diffusers folder, or in one SDXL VAE file in either naming; verified.

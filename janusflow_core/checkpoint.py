@@ -53,12 +53,7 @@ class Checkpoint:
         if self.vae_weights is None:
             return None
         vae = Autoencoder.read(self.name, self.vae_weights, self.vae_values)
-        if vae.config.latent_channels != self.config.flow.latent_channels:
-            raise ValueError(
-                f"{self.name}: its VAE has {vae.config.latent_channels} latent channels, the model "
-                f"{self.config.flow.latent_channels}: put another in with `janusflow convert --vae`."
-            )
-        return vae
+        return vae.for_model(self.config.flow.latent_channels)
 
 
 def bundled_names() -> list[str]:

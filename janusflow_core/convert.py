@@ -32,7 +32,7 @@ def convert(
     shapes = verified(origin)
     total = 2 * len(shapes)
     weights = dict(counted(read_weights(origin.weights, shapes, dtype), total, on_progress))
-    vae = vae or origin.read_vae()
+    vae = vae.for_model(origin.config.flow.latent_channels) if vae is not None else origin.read_vae()
     stored = weights["language_model.model.norm.weight"].dtype
     config = origin.config.model_copy(update={"torch_dtype": str(stored).removeprefix("torch.")})
     parts = describe_files(config, origin.tokenizer, origin.image, origin.drawing)

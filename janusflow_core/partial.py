@@ -13,8 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 PARTIAL = ".partial-"  # how the name of a room begins; one that a killed process leaves is nobody's model
-
-
+# What a disk says that is full or may not be written to.
 REFUSED = {errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 

@@ -296,5 +296,6 @@ def _fraction(strength: float) -> float:
 
 
 def _codec(checkpoint: Checkpoint, vae: str | Path | None, device: torch.device) -> LatentCodec | None:
-    own = checkpoint.read_vae() if vae is None else load_vae_files(vae)
+    channels = checkpoint.config.flow.latent_channels
+    own = checkpoint.read_vae() if vae is None else load_vae_files(vae).for_model(channels)
     return LatentCodec(own, device=device) if own is not None else None

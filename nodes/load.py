@@ -85,7 +85,8 @@ def _load_vae(checkpoint: Checkpoint, choice: str) -> Any:
     if choice == NO_VAE:
         return None
     if choice != FROM_CHECKPOINT:
-        return native_vae(load_vae_files(Path(folder_paths.get_full_path_or_raise("vae", choice))))
+        chosen = load_vae_files(Path(folder_paths.get_full_path_or_raise("vae", choice)))
+        return native_vae(chosen.for_model(checkpoint.config.flow.latent_channels))
     own = checkpoint.read_vae()
     if own is None:
         raise ValueError(

@@ -144,8 +144,14 @@ def test_conversion_compares_the_vae_too(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_vae_of_other_channels_is_refused(folder: Path, tmp_path: Path):
     other = VAEConfig(block_out_channels=(8,), norm_num_groups=8, latent_channels=16)
     weights = {key: torch.zeros(shape) for key, shape in vae_shapes(other)}
-    with pytest.raises(ValueError, match="file: its VAE has 16 latent channels, the model 4: put another in"):
+    with pytest.raises(ValueError, match="the VAE has 16 latent channels, the model 4: use an SDXL VAE"):
         convert(folder, tmp_path / "file.safetensors", vae=Autoencoder(other, weights))
+    assert not (tmp_path / "file.safetensors").exists()
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(other.to_json_dict()))
+    save_file(weights, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(ValueError, match="the VAE has 16 latent channels, the model 4: use an SDXL VAE"):
+        JanusFlowPipeline.from_pretrained(folder, vae=tmp_path / "vae", device="cpu")
 
 
 def test_shards_load_as_one(folder: Path):
