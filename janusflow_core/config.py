@@ -88,6 +88,8 @@ def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> An
     """The values of a JSON file as a Part; raises ValueError with one sentence: key, source, found and expected."""
     try:
         return kind.model_validate(_frozen(values))
+    except RecursionError:
+        raise ValueError(f"{source} is nested too deeply: correct the file") from None
     except ValidationError as wrong:
         first = wrong.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else kind.__name__

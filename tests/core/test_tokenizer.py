@@ -352,3 +352,11 @@ def test_vocabulary_size_covers_ids_that_a_file_leaves_out():
 def test_half_a_surrogate_pair_is_named():
     with pytest.raises(ValueError, match="half a surrogate pair at position 3"):
         MAIN.encode("cat\ud83d")
+
+
+def test_a_file_nested_too_deeply_is_named():
+    nested: list = []
+    for _ in range(2000):
+        nested = [nested]
+    with pytest.raises(ValueError, match="processor_config.json is nested too deeply: correct the file"):
+        ProcessorConfig.from_json_dict({"image_tag": nested})
