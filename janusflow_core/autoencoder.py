@@ -17,6 +17,7 @@ from .weights import TensorFile, Weights, read_weights
 # Below this prefix in a single file, in this folder and file of an official one.
 VAE_PREFIX, VAE_FOLDER, VAE_FILE = "vae.", "vae", "diffusion_pytorch_model.safetensors"
 Width = Annotated[int, Field(gt=0)]
+Shapes = Iterator[tuple[str, tuple[int, ...]]]  # names and shapes of tensors
 
 
 class VAEConfig(Part):
@@ -177,8 +178,6 @@ def _verified(name: str, config: VAEConfig, names: Mapping[str, str], stored: We
 
 
 # --- what a VAE is made of --------------------------------------------------------------------------------------
-
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def vae_shapes(config: VAEConfig) -> Shapes:

@@ -80,7 +80,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
             f"(from pip install huggingface_hub), then load the folder {path.name}"
         )
     raise FileNotFoundError(
-        f"{shown(source, 99)} is neither a folder, nor a file, nor one of the bundled models ({known}){hint}."
+        f"{printable(source)} is neither a folder, nor a file, nor one of the bundled models ({known}){hint}."
     )
 
 

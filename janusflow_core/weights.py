@@ -109,10 +109,6 @@ class Weights:
         file, name = self._where[key]
         return file.read(name)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, as stored."""
-        return {key: self.read(key) for key in self}
-
 
 def read_weights(
     weights: Weights, keys: Iterable[str], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"

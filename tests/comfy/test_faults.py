@@ -71,55 +71,41 @@ def sizes(section: str, **changed: Any) -> dict[str, Any]:
 
 EMPTY = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
 PRECOMPILED = {"type": "Precompiled", "precompiled_charsmap": ""}
-ATTACKS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+# What differs from a good checkpoint, and words of the refusal.
+ATTACKS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "panic_at_load": (
         {"tokenizer_json": altered_tokenizer(normalizer=PRECOMPILED)},
-        "JanusFlowLoader",
         ("tokenizer.json is broken", "cannot be read", "copy the file again"),
     ),
     "panic_at_encode": (
         {"tokenizer_json": altered_tokenizer(normalizer=EMPTY)},
-        "JanusFlowEncodePrompt",
         ("tokenizer.json is broken", "cannot encode this text"),
     ),
-    "sparse_ids": ({"tokenizer_json": sparse_vocabulary()}, "JanusFlowLoader", ("sparse_ids", "ids go up to", "table")),
-    "layers": (
-        {"parts": sizes("language_config", num_hidden_layers=10**6)},
-        "JanusFlowLoader",
-        ("layers", "num_hidden_layers 1000000"),
-    ),
-    "vision_layers": (
-        {"parts": sizes("vision_und_enc_config", layers=10**6)},
-        "JanusFlowLoader",
-        ("vision_layers", "layers 1000000"),
-    ),
-    "flow_layers": (
-        {"parts": sizes("vision_gen_enc_config", layers_in_middle=10**6)},
-        "JanusFlowLoader",
-        ("flow_layers", "encoder_layers 1000000"),
-    ),
-    "wide": (
-        {"parts": sizes("language_config", intermediate_size=2**60)},
-        "JanusFlowLoader",
-        ("wide", f"intermediate_size {2**60}"),
-    ),
-    "int8": (
-        {"weights": weights(**{NORM: torch.ones(32, dtype=torch.int8)})},
-        "JanusFlowLoader",
-        ("int8.safetensors", NORM, "floating point"),
-    ),
-    "complex": (
-        {"weights": weights(**{NORM: torch.ones(32, dtype=torch.complex64)})},
-        "JanusFlowLoader",
-        (NORM, "complex64"),
-    ),
+    "sparse_ids": ({"tokenizer_json": sparse_vocabulary()}, ("sparse_ids", "ids go up to", "table")),
+    **{
+        name: ({"parts": sizes(section, **changed)}, (name, words))
+        for name, section, changed, words in (
+            ("layers", "language_config", {"num_hidden_layers": 10**6}, "num_hidden_layers 1000000"),
+            ("vision_layers", "vision_und_enc_config", {"layers": 10**6}, "layers 1000000"),
+            ("flow_layers", "vision_gen_enc_config", {"layers_in_middle": 10**6}, "encoder_layers 1000000"),
+            ("wide", "language_config", {"intermediate_size": 2**60}, f"intermediate_size {2**60}"),
+        )
+    },
+    **{
+        name: ({"weights": weights(**{NORM: torch.ones(32, dtype=dtype)})}, (f"{name}.safetensors", NORM, kind))
+        for name, dtype, kind in (
+            ("int8", torch.int8, "int8, expected floating point"),
+            ("complex", torch.complex64, "complex64, expected floating point"),
+        )
+    },
 }
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_file_that_attacks_is_refused(server, models, name):
-    changed, node, words = ATTACKS[name]
+    changed, words = ATTACKS[name]
     save_single(models / "checkpoints" / f"{name}.safetensors", **{**parts(golden.micro()), **changed})
+    node = "JanusFlowEncodePrompt" if name == "panic_at_encode" else "JanusFlowLoader"
     refused(server, f"{name}.safetensors", node, words)
 
 

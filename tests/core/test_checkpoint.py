@@ -457,6 +457,8 @@ def test_a_single_file_without_tokenizer_is_named(single: Path):
 def test_what_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nothing-here is neither a folder, nor a file, nor one of the bundled"):
         open_checkpoint("nothing-here")
+    with pytest.raises(FileNotFoundError, match=rf"\A{tmp_path}/nothing is neither a folder"):
+        open_checkpoint(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match="notes.txt is no weight file: expected .safetensors"):
         open_checkpoint(tmp_path / "notes.txt")
