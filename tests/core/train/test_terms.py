@@ -25,17 +25,18 @@ def prompts() -> Prefix:
     return Prefix.join([rows[0], rows[1][:1]], [len(row) for row in rows])
 
 
-def test_generation_terms_are_the_papers_sums():
+@pytest.mark.parametrize("time_mean", [0.0, -0.8])
+def test_generation_terms_are_the_papers_sums(time_mean: float):
     model, layer = micro().model, 1
     x = recipe("x", (2, 4, 4, 6), 0)
     noise, t = torch.randn(x.shape, generator=torch.Generator().manual_seed(5)), torch.Generator().manual_seed(5)
     torch.randn(x.shape, generator=t)
-    t = torch.randn(2, generator=t).sigmoid()
+    t = (torch.randn(2, generator=t) + time_mean).sigmoid()
     z = torch.stack([t[row] * x[row] + (1 - t[row]) * noise[row] for row in range(2)])
     with hidden_after(model.language_model.model, layer) as hidden:
         v = model.velocity(z, t, prompts())
     features = hidden[0][:, -6:].detach()
-    with Terms(model, nn.Identity(), layer) as terms:
+    with Terms(model, nn.Identity(), layer, time_mean=time_mean) as terms:
         found = terms.generation(prompts(), x, features, torch.Generator().manual_seed(5))
     expected = torch.stack([(v[row] - (x[row] - noise[row])).pow(2).mean() for row in range(2)])
     assert_close(found["flow"], expected, MODULE)
