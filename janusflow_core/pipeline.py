@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
 from .decoding import AT_ONCE, SamplingOptions
 from .device import best_device, best_dtype
 from .drawing import DrawingConfig
+from .lora import LoraStack
 from .model import JanusFlow, Prefix, flow_tokens
 from .tokenizer import JanusTokenizer, Message
 from .vae import LatentCodec
@@ -41,6 +42,7 @@ class JanusFlowPipeline:
     ) -> None:
         self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
         self.codec, self.device, self.drawing = codec, device, drawing
+        self._loras = LoraStack(model)
 
     @classmethod
     def from_pretrained(
@@ -50,13 +52,14 @@ class JanusFlowPipeline:
         vae: str | Path | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        loras: Sequence[tuple[str | Path, float]] = (),
         on_progress: OnProgress | None = None,
     ) -> JanusFlowPipeline:
         """Load a bundled name, a folder in the official layout or one .safetensors file; nothing is downloaded.
 
-        `vae`: a diffusers folder or an SDXL VAE file, where the checkpoint brings none. `on_progress` hears how many
-        tensors are read, of how many, and may raise. Raises FileNotFoundError or ValueError with one sentence that
-        names the file and what to do.
+        `vae`: a diffusers folder or an SDXL VAE file, where the checkpoint brings none. `loras`: paths and strengths,
+        as for `load_lora`. `on_progress` hears how many tensors are read, of how many, and may raise. Raises
+        FileNotFoundError or ValueError with one sentence that names the file and what to do.
         """
         device = torch.device(device) if device is not None else best_device()
         checkpoint = open_checkpoint(source)
@@ -64,7 +67,10 @@ class JanusFlowPipeline:
             raise ValueError(f"{checkpoint.name} holds half of a JanusFlow only; load a whole checkpoint.")
         model = load_model(checkpoint, dtype or best_dtype(device), device, on_progress)
         codec = _codec(checkpoint, vae, device)
-        return cls(model, checkpoint.tokenizer, checkpoint.image, codec, device, checkpoint.drawing)
+        pipe = cls(model, checkpoint.tokenizer, checkpoint.image, codec, device, checkpoint.drawing)
+        for path, strength in loras:
+            pipe.load_lora(path, strength)
+        return pipe
 
     @property
     def dtype(self) -> torch.dtype:
@@ -76,6 +82,18 @@ class JanusFlowPipeline:
         self.model.to(device=self.device, dtype=dtype)
         self.codec = self.codec and self.codec.to(self.device)
         return self
+
+    def load_lora(self, path: str | Path, strength: float = 1.0) -> None:
+        """Lay a LoRA (a ComfyUI file or a PEFT folder) upon the weights, beside those that lie there already.
+
+        It changes pictures and words; `strength` may be negative. Raises FileNotFoundError or ValueError with one
+        sentence, and then nothing has changed.
+        """
+        self._loras.add(path, strength)
+
+    def unload_loras(self) -> None:
+        """Take all LoRAs off: the weights are as they were."""
+        self._loras.clear()
 
     # --- words to pictures --------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from .options import progress, runtime_errors_in_words, torch_dtype
+from .loading import torch_dtype
+from .options import progress, runtime_errors_in_words
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .options import LoadOptions, one_line, stream_words
+from .loading import LoadOptions
+from .options import one_line, stream_words
 
 if TYPE_CHECKING:
     from ..pipeline import JanusFlowPipeline, Picture

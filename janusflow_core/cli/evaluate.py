@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .options import LoadOptions, progress
+from .loading import LoadOptions
+from .options import progress
 
 if TYPE_CHECKING:
     from PIL import Image

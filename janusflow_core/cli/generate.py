@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .. import __version__
-from .options import LoadOptions, progress
+from .loading import LoadOptions
+from .options import progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,6 +114,8 @@ class Generate(LoadOptions):
             "model": Path(self.model).name,
             "version": f"janusflow {__version__}",
         }
+        if self.lora:
+            values["lora"] = [Path(text).name for text in self.lora]
         if self.init_image is not None:
             values |= {"init_image": self.init_image.name, "strength": self.strength}
         if self.mask is not None:

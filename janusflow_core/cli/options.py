@@ -1,45 +1,10 @@
-"""What several commands share: which model runs and where, and how words reach the terminal."""
+"""What several commands share: how words reach the terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    import torch
-
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """Which model runs, and where."""
-
-    model: str = "janusflow-tiny"
-    """A bundled name, a folder in the official layout or a .safetensors file."""
-    device: str | None = None
-    """cuda, cuda:1, mps or cpu; the best there is by default."""
-    dtype: Literal["bf16", "fp32"] | None = None
-    """What to compute in; bf16 on GPUs that have it by default, else fp32."""
-
-    @contextmanager
-    def loading(self) -> Iterator[dict[str, Any]]:
-        """Device and dtype as JanusFlowPipeline.from_pretrained takes them, and a bar while it reads the model."""
-        from ..device import usable_device
-
-        place = {"device": usable_device(self.device), "dtype": torch_dtype(self.dtype)}
-        with progress("loading") as show:
-            yield {**place, "on_progress": show}
-
-
-def torch_dtype(name: str | None) -> torch.dtype | None:
-    """torch's type for bf16, fp16 or fp32."""
-    import torch
-
-    return None if name is None else getattr(torch, DTYPES[name])
 
 
 def one_line(text: str) -> str:

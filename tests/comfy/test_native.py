@@ -10,7 +10,9 @@ from inprocess import NODES, load_pack
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from janusflow_core.adapters import Adapter, row_norms
 from janusflow_core.image import pixels
+from janusflow_core.lora import LoraStack, save_lora
 from janusflow_core.model import JanusFlow
 
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"
@@ -212,6 +214,41 @@ def test_a_lora_adds_its_product_to_the_weights_in_every_naming(pack, model, cli
     expected = pipe.generate(PROMPT, steps=3, guidance=2.0, seed=3, output="latent")
     assert relative(draw(pack, *changed), expected) <= 1e-4
     assert changed[1].decode(write(changed[1])) == pipe.describe(scene(("red", "circle", 30, 40)), max_new_tokens=10)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_our_files_are_loaded_whole_and_give_the_merged_model(pack, model, clip, dora, caplog):
+    """Every kind of layer that has one, both halves: LoraLoader against the library, which merges in float32."""
+    path, plain = pack.base / "models" / "loras" / "ours.safetensors", dict(tiny().model.named_parameters())
+    save_lora(path, random_changes(plain, dora), {"rank": "4"})
+    changed = load_lora(model, clip, "ours.safetensors", 0.8, 0.8)
+    assert "not loaded" not in caplog.text.lower()
+    pipe = copy.copy(tiny())
+    pipe.model = copy.deepcopy(pipe.model)
+    LoraStack(pipe.model).add(path, 0.8)
+    for half in (changed[0], changed[1].patcher):
+        half.patch_model()
+        prefix = "diffusion_model." if half is changed[0] else ""
+        for name, weight in half.model.named_parameters():
+            expected = pipe.model.get_parameter(name.removeprefix(prefix))
+            assert relative(weight.detach(), expected) <= 1e-5, name
+        half.unpatch_model()
+    expected = pipe.generate(PROMPT, steps=3, guidance=2.0, seed=3, output="latent")
+    assert relative(draw(pack, *changed), expected) <= 1e-4
+    assert changed[1].decode(write(changed[1])) == pipe.describe(scene(("red", "circle", 30, 40)), max_new_tokens=10)
+
+
+def random_changes(weights, dora):
+    """An adapter for every matrix and kernel but the depthwise ones and the tables."""
+    generator, changes = torch.Generator().manual_seed(2), {}
+    for name, weight in weights.items():
+        if weight.dim() < 2 or "depthwise" in name or "embed" in name or "norm" in name:
+            continue
+        down = torch.randn(4, *weight.shape[1:], generator=generator) / math.sqrt(weight[0].numel())
+        up = 0.05 * torch.randn(len(weight), 4, *[1] * (weight.dim() - 2), generator=generator)
+        rows = row_norms(weight) * (1 + 0.05 * torch.randn(len(weight), *[1] * (weight.dim() - 1), generator=generator))
+        changes[name] = Adapter(down, up, 1.5, rows if dora else None)
+    return changes
 
 
 def test_a_lora_for_the_model_alone(pack, model, clip):

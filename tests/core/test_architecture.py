@@ -19,7 +19,7 @@ FLOORS = [
     {"host", "world"},
     {"bulk", "convert", "pipeline", "train"},
     {"checkpoint", "lora"},
-    {"autoencoder", "decoding", "layout", "sampling", "vae", "weights"},
+    {"adapters", "autoencoder", "decoding", "layout", "sampling", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
     {"attention", "config", "device", "drawing", "image", "partial", "png", "tokenizer"},
@@ -135,14 +135,14 @@ def test_core_knows_no_comfyui_and_itself_by_relative_imports_only(module: str):
     assert not foreign(module) & (COMFYUI_MODULES | {"janusflow_core"})
 
 
-@pytest.mark.parametrize("module", ["attention", "sampling", "train.losses", "host.find"])
+@pytest.mark.parametrize("module", ["adapters", "attention", "sampling", "train.losses", "host.find"])
 def test_pure_modules_import_nothing_of_ours(module: str):
     assert not own(module)
 
 
 @pytest.mark.parametrize("module", INFERENCE)
 def test_inference_needs_nothing_that_comfyui_lacks(module: str):
-    optional = {"lora": {"peft"}, "vae": {"diffusers"}}
+    optional = {"vae": {"diffusers"}}
     assert foreign(module) <= COMFYUI_BRINGS | optional.get(module, set())
 
 

@@ -21,9 +21,11 @@ import tqdm
 from PIL import Image
 
 from janusflow_core import __version__
+from janusflow_core.adapters import Adapter
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main, parse
 from janusflow_core.image import open_image
+from janusflow_core.lora import save_lora
 from janusflow_core.pipeline import JanusFlowPipeline
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -115,6 +117,25 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     done = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and list(tmp_path.iterdir()) == [], done
     assert done.stderr.startswith(f"janusflow: nothing can be written to {tmp_path} (") and done.stderr.count("\n") == 1
+
+
+def test_loras_have_their_strengths(capsys, tmp_path):
+    layer = "language_model.model.layers.0.mlp.up_proj.weight"
+    shape = golden.pipeline().model.get_parameter(layer).shape
+    torch.manual_seed(0)
+    file = tmp_path / "a:b.safetensors"
+    save_lora(file, {layer: Adapter(torch.randn(2, shape[1]), torch.randn(shape[0], 2), 0.1)}, {})
+    loras = ["--lora", f"{file}:0.5", "--lora", file]
+    status, printed, _ = run(capsys, "generate", "a heart", *DRAW, *loras, "--out", tmp_path)
+    changed = JanusFlowPipeline.from_pretrained(
+        TINY, vae=VAE, device="cpu", dtype=torch.float32, loras=[(file, 0.5), (file, 1.0)]
+    )
+    (expected,) = changed.generate("a heart", width=64, height=48, steps=2)
+    assert_same(printed.strip(), expected)
+    assert status == 0 and origin(printed.strip())["lora"] == ["a:b.safetensors:0.5", "a:b.safetensors"]
+    for given, told in ((f"{file}:strong", "expected a number"), ("gone:2", "no LoRA at gone:2"), ("gone", "at gone")):
+        status, _, error = run(capsys, "describe", PICTURES / "bilevel.png", *SAY, "--lora", given)
+        assert status == 2 and told in error and error.count("\n") == 1
 
 
 def test_start_picture_mask_and_negative_prompt_reach_the_pipeline(capsys, tmp_path, pipe):

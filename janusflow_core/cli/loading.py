@@ -1,0 +1,66 @@
+"""What the commands that run a model share: which one, with which LoRAs, and where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from .options import progress
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Which model runs, and where."""
+
+    model: str = "janusflow-tiny"
+    """A bundled name, a folder in the official layout or a .safetensors file."""
+    device: str | None = None
+    """cuda, cuda:1, mps or cpu; the best there is by default."""
+    dtype: Literal["bf16", "fp32"] | None = None
+    """What to compute in; bf16 on GPUs that have it by default, else fp32."""
+    lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:STRENGTH]")] = ()
+    """A LoRA file or PEFT folder to lay upon the model, at this strength or 1; may be given several times."""
+
+    @contextmanager
+    def loading(self) -> Iterator[dict[str, Any]]:
+        """What JanusFlowPipeline.from_pretrained takes beside the model, and a bar while it reads."""
+        from ..device import usable_device
+
+        place = {"device": usable_device(self.device), "dtype": torch_dtype(self.dtype)}
+        loras = [path_and_strength(text) for text in self.lora]
+        with progress("loading") as show:
+            yield {**place, "loras": loras, "on_progress": show}
+
+
+def path_and_strength(text: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH as the two; raises ValueError for a strength that is no number, before anything loads."""
+    before, colon, after = text.rpartition(":")
+    if Path(text).exists() or not colon:
+        return Path(text), 1.0
+    if not Path(before).exists():
+        raise FileNotFoundError(f"no LoRA at {text}: check the path")
+    try:
+        strength = float(after)
+    except ValueError:
+        strength = math.nan
+    if not math.isfinite(strength):
+        raise ValueError(f"got {after} as the strength of {before}, expected a number: --lora {before}:0.8")
+    return Path(before), strength
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """torch's type for bf16, fp16 or fp32."""
+    import torch
+
+    return None if name is None else getattr(torch, DTYPES[name])
