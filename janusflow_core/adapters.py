@@ -45,6 +45,12 @@ class Adapter:
         up = self.up.reshape(len(like), self.rank, *[1] * (like.dim() - 2))
         return replace(self, down=down, up=up, rows=self.rows if self.rows is None else _as_rows(self.rows, like))
 
+    def copied(self) -> Adapter:
+        """A copy on the CPU, which later training does not change."""
+        down, up, rows = (None if part is None else part.cpu().clone() for part in (self.down, self.up, self.rows))
+        assert down is not None and up is not None
+        return Adapter(down, up, self.scale, rows)
+
     def fits(self, weight: Tensor) -> bool:
         """Whether all parts have the shapes that such a weight needs."""
         inner = (len(self.up), self.up[0].numel()) == (len(weight), self.rank) if self.up.dim() > 1 else False
