@@ -5,7 +5,9 @@ What a step sees must be a pure function of its number (see `streams`), so that 
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +19,13 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..config import shown
 from ..weights import TensorFile, write_tensors
 from .machine import rank
-from .optimizer import Optimizer, schedule
+from .optimizer import Diverged, Optimizer, schedule
 
 log = logging.getLogger(__name__)
+OnStep = Callable[[float, Mapping[str, float]], None]  # (part that is over, mean terms); may raise to stop
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ def streams(seed: int, step: int, device: torch.device | str = "cpu") -> tuple[r
 class Stage:
     """What is trained, with its optimizer and its moving average, and the file that keeps all of it.
 
-    `weights` are those of the terms in the loss; the learning rate is held at `peak` of the optimizer's up to `hold` of
-    the run; `average` holds the mean weights of the last steps.
+    `weights` are those of the terms in the loss; the learning rate is `rate` (of progress and step) of the optimizer's;
+    `average` holds the mean weights of the last steps. A step sums the gradients of `accumulate` batches. `about` says
+    what a state was trained with, `memory` what else must outlive a stop.
     """
 
     name: str
@@ -56,26 +61,62 @@ class Stage:
     trained: Mapping[str, nn.Parameter]
     optimizer: Optimizer
     weights: Mapping[str, float]
-    peak: float = 1.0
-    hold: float = 0.5
+    rate: Callable[[float, int], float] = schedule
     decay: float = 0.99
+    accumulate: int = 1
+    about: str = ""
 
     def __post_init__(self) -> None:
         self.step, self.seconds = 0, 0.0
+        self.memory: dict[str, float] = {}
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         if self.file.exists():
             self._restore()
+        self._limits: dict[str, list[float]] = {}
+        self.keep()
 
     def save(self) -> None:
         """Write the state whole or not at all."""
         parts = {"trained": self.trained, "average": self.average, "optimizer": self.optimizer.tensors()}
         tensors = {f"{part}.{name}": value.detach() for part, held in parts.items() for name, value in held.items()}
-        write_tensors(self.file, tensors, {"step": str(self.step), "seconds": str(self.seconds)})
+        told = {"step": str(self.step), "seconds": str(self.seconds), "about": self.about}
+        write_tensors(self.file, tensors, {**told, "memory": json.dumps(self.memory)})
+
+    def keep(self) -> None:
+        """Remember the weights as the last good ones."""
+        self._good = self.step, {name: weight.detach().clone() for name, weight in self.trained.items()}
+
+    def check(self, means: Mapping[str, float]) -> None:
+        """Raise Diverged where a term is no number, or ten times what it cost at first (and more than 10)."""
+        for name, mean in means.items():
+            first = self._limits.setdefault(name, [])
+            if not math.isfinite(mean):
+                raise Diverged(f"{name} is {mean}")
+            if len(first) < 10:
+                first.append(mean)
+            elif mean > 10 * max(*first, 1.0):
+                raise Diverged(f"{name} went up to {mean:.3g} from {max(first):.3g}")
+
+    @torch.no_grad()
+    def go_back(self) -> int:
+        """Put the last good weights in place; returns their step."""
+        step, good = self._good
+        for name, weight in self.trained.items():
+            weight.copy_(good[name])
+            weight.grad = None
+            self.average[name].copy_(good[name])
+        return step
 
     @torch.no_grad()
     def _restore(self) -> None:
         told, tensors = TensorFile(self.file).metadata, load_file(self.file)
+        if told.get("about", "") != self.about:
+            raise ValueError(
+                f"{shown(self.file)} is a run of other settings ({told.get('about')}), now they are {self.about}: use "
+                "the same ones to go on, or another name to begin anew."
+            )
         self.step, self.seconds = int(told["step"]), float(told["seconds"])
+        self.memory = json.loads(told.get("memory", "{}"))
         for part, held in (("trained", self.trained), ("average", self.average)):
             for name, value in held.items():
                 value.copy_(tensors[f"{part}.{name}"])
@@ -90,31 +131,55 @@ def fit(
     terms: Callable[[int], dict[str, Tensor]],
     on_save: Callable[[], None] | None = None,
     every: float = 300.0,
+    on_step: OnStep | None = None,
 ) -> None:
-    """Train until the budget is spent; `terms` gives the losses (B,) of a step by its number.
+    """Train until the budget is spent; `terms` gives the losses (B,) of a batch by its number.
 
-    The first process saves the state each `every` seconds and at the end, and then calls `on_save`.
+    The first process saves the state each `every` seconds and at the end, and then calls `on_save`. `on_step` hears the
+    part that is over and the mean terms after each step, and may raise to stop. Raises Diverged, with the last good
+    weights in place, when the loss is lost.
     """
-    shown: dict[str, float] = {}
-    saved, since = time.monotonic(), stage.step
+    told: dict[str, list[float]] = {}
+    saved = time.monotonic()
     while (progress := _agreed(budget.progress(stage.step, stage.seconds))) < 1.0:
         began = time.monotonic()
-        means = {name: term.mean() for name, term in terms(stage.step).items()}
-        torch.stack([stage.weights[name] * mean for name, mean in means.items()]).sum().backward()
-        stage.optimizer.step(stage.peak * schedule(progress, stage.step, stage.hold))
-        with torch.no_grad():
-            for name, weight in stage.trained.items():
-                stage.average[name].lerp_(weight, 1.0 - stage.decay)
-        shown = {name: shown.get(name, 0.0) + mean.item() for name, mean in means.items()}  # waits for a GPU
+        try:
+            means = _learn(stage, terms, stage.rate(progress, stage.step))
+        except Diverged as error:
+            lost, good = stage.step, stage.go_back()
+            raise Diverged(f"training diverged at step {lost} ({error}); the weights of step {good} are kept") from None
         stage.step, stage.seconds = stage.step + 1, stage.seconds + time.monotonic() - began
+        for name, mean in means.items():
+            told.setdefault(name, []).append(mean)
         if stage.step % 50 == 0:
-            _tell(stage, progress, {name: total / (stage.step - since) for name, total in shown.items()})
-            shown, since = {}, stage.step
+            _tell(stage, progress, {name: sum(means) / len(means) for name, means in told.items()})
+            stage.keep()
+            told = {}
+        if on_step is not None:
+            on_step(budget.progress(stage.step, stage.seconds), means)
         if rank() == 0 and time.monotonic() - saved > every:
             _keep(stage, on_save)
             saved = time.monotonic()
     if rank() == 0:
         _keep(stage, on_save)
+
+
+def _learn(stage: Stage, terms: Callable[[int], dict[str, Tensor]], rate: float) -> dict[str, float]:
+    """One step at a part of the learning rate; returns the mean of each term."""
+    found: dict[str, list[float]] = {}
+    for part in range(stage.accumulate):
+        means = {name: term.mean() for name, term in terms(stage.step * stage.accumulate + part).items()}
+        total = torch.stack([stage.weights[name] * mean for name, mean in means.items()]).sum()
+        (total / stage.accumulate).backward()
+        for name, mean in means.items():
+            found.setdefault(name, []).append(mean.item())  # waits for a GPU
+    averages = {name: sum(values) / len(values) for name, values in found.items()}
+    stage.check(averages)
+    stage.optimizer.step(rate)
+    with torch.no_grad():
+        for name, weight in stage.trained.items():
+            stage.average[name].lerp_(weight, 1.0 - stage.decay)
+    return averages
 
 
 def _keep(stage: Stage, on_save: Callable[[], None] | None) -> None:

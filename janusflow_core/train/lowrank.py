@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -107,12 +108,24 @@ class Adapters:
         self.layers = dict(layers)
         self.changes = {n: LowRank(layer, rank, scale, kind == "dora", generator) for n, layer in layers.items()}
         self._hooks = ExitStack()
+        self._act = True
 
     def __enter__(self) -> Adapters:
         for name, layer in self.layers.items():
-            hook = layer.register_forward_hook(lambda _, given, y, change=self.changes[name]: change(given[0], y))
-            self._hooks.callback(hook.remove)
+            self._hooks.callback(layer.register_forward_hook(partial(self._change, self.changes[name])).remove)
         return self
+
+    def _change(self, change: LowRank, _: nn.Module, given: tuple[Tensor], y: Tensor) -> Tensor | None:
+        return change(given[0], y) if self._act else None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The plain model for a while."""
+        self._act = False
+        try:
+            yield
+        finally:
+            self._act = True
 
     def __exit__(self, *_: object) -> None:
         self._hooks.close()

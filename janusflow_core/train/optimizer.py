@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +19,20 @@ def schedule(progress: float, step: int, hold: float = 0.5, warmup: int = 50) ->
     return min((step + 1) / warmup, 1.0, max((1.0 - progress) / (1.0 - hold), 0.01))
 
 
+def cosine(progress: float, step: int, warmup: int = 50) -> float:
+    """Learning-rate factor in (0, 1]: warm up, then half a cosine down to nearly nothing."""
+    return min((step + 1) / warmup, max(0.5 + 0.5 * math.cos(math.pi * progress), 0.01))
+
+
+def constant(progress: float, step: int, warmup: int = 50) -> float:
+    """Learning-rate factor in (0, 1]: warm up, then stay."""
+    return min((step + 1) / warmup, 1.0)
+
+
+class Diverged(ArithmeticError):
+    """Training has left the road: a loss or a gradient is no number, or a loss has exploded."""
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make every process see the mean gradient; nothing to do for one."""
     if dist.is_initialized():
@@ -28,6 +44,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(part.view_as(gradient))
 
 
+def _eight_bit_adam() -> Any:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError('the 8-bit optimizer needs bitsandbytes: pip install "bitsandbytes>=0.46"') from error
+    return AdamW8bit
+
+
 def is_hidden(name: str) -> bool:
     """Weights for Muon: matrices between hidden features; not tables, norms, depthwise filters or outermost layers."""
     outer = ("embed_tokens", "lm_head", "in_conv", "unpatch_conv", "depthwise", "channelwise_norm", "beg_of_und")
@@ -35,36 +59,46 @@ def is_hidden(name: str) -> bool:
 
 
 class Optimizer:
-    """Muon for hidden matrices and convolutions (flattened), AdamW for everything else."""
+    """AdamW, with Muon for the hidden matrices and convolutions (flattened) that `muon` chooses by name.
+
+    With `eight_bit` AdamW keeps its momenta in eight bits, which needs bitsandbytes.
+    """
 
     def __init__(
         self,
         named: Iterable[tuple[str, nn.Parameter]],
-        muon: Callable[[str], bool],
+        muon: Callable[[str], bool] = lambda name: False,
         muon_lr: float = 0.02,
         adam_lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eight_bit: bool = False,
     ) -> None:
         named = list(named)
-        self.rates = (muon_lr, adam_lr)
+        self.parameters = [p for _, p in named]
         self.hidden = [p for name, p in named if p.dim() >= 2 and muon(name)]
         chosen = {id(p) for p in self.hidden}
         self.views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.hidden]  # shares the weights' memory
-        self.muon = torch.optim.Muon(self.views, lr=muon_lr, weight_decay=0.0)
-        self.adam = torch.optim.AdamW(
-            [p for _, p in named if id(p) not in chosen], lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0
-        )
-        self.parameters = [p for _, p in named]
+        adam: Any = _eight_bit_adam() if eight_bit else torch.optim.AdamW
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        self.parts: dict[str, torch.optim.Optimizer] = {"adam": adam(rest, lr=adam_lr, betas=betas, weight_decay=0.0)}
+        if self.views:
+            self.parts["muon"] = torch.optim.Muon(self.views, lr=muon_lr, weight_decay=0.0)
+        self.rates = {"adam": adam_lr, "muon": muon_lr}
 
     def step(self, factor: float) -> None:
-        """Update once from the gradients at `factor` of the full rate, then clear them."""
-        for optimizer, rate in zip((self.muon, self.adam), self.rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
+        """Update once from the gradients at `factor` of the full rate, then clear them.
+
+        Raises Diverged, with nothing updated, where a gradient is no number.
+        """
         average_gradients(self.parameters)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        if not torch.isfinite(norm):
+            raise Diverged("a gradient is no number")
         for view, weight in zip(self.views, self.hidden, strict=True):
             view.grad = None if weight.grad is None else weight.grad.view_as(view)
-        self.muon.step()
-        self.adam.step()
+        for name, optimizer in self.parts.items():
+            optimizer.param_groups[0]["lr"] = self.rates[name] * factor
+            optimizer.step()
         for weight in self.parameters:
             weight.grad = None
 
@@ -72,14 +106,14 @@ class Optimizer:
         """Momenta and counts by name: what a later run needs to go on as if it had never stopped."""
         return {
             f"{kind}.{index}.{name}": value
-            for kind, optimizer in (("muon", self.muon), ("adam", self.adam))
+            for kind, optimizer in self.parts.items()
             for index, values in optimizer.state_dict()["state"].items()
             for name, value in values.items()
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors` gave."""
-        for kind, optimizer in (("muon", self.muon), ("adam", self.adam)):
+        for kind, optimizer in self.parts.items():
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in tensors.items():
                 of, index, name = key.split(".", 2)

@@ -5,9 +5,10 @@ B batch, T tokens, N picture tokens, W features of the understanding encoder, D 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,69 +21,118 @@ from ..model import JanusFlow, Prefix, flow_tokens
 from .data import Packed
 from .losses import autoregressive_loss, flow_loss, repa_loss
 
+ProjectorKind = Literal["mlp", "conv"]
 
-def new_projector(config: JanusFlowConfig) -> nn.Module:
-    """The paper's three-layer head from hidden states to the understanding encoder's features."""
-    hidden = config.language.hidden_size
+
+def new_projector(config: JanusFlowConfig, kind: ProjectorKind = "mlp") -> nn.Module:
+    """A head from hidden states (B, N, D) to the understanding encoder's features (B, N, W).
+
+    mlp: the paper's three layers. conv: one 3 x 3 convolution over the grid, which keeps what lies where (iREPA).
+    """
+    hidden, width = config.language.hidden_size, config.vision.width
+    if kind == "conv":
+        return GridConv(hidden, width)
     wide = [nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU()]
-    return nn.Sequential(*wide, nn.Linear(hidden, config.vision.width))
+    return nn.Sequential(*wide, nn.Linear(hidden, width))
+
+
+class GridConv(nn.Conv2d):
+    """A 3 x 3 convolution over the tokens of a square picture."""
+
+    def __init__(self, hidden: int, width: int) -> None:
+        super().__init__(hidden, width, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        side = math.isqrt(x.shape[1])
+        grid = super().forward(x.transpose(1, 2).unflatten(2, (side, side)))  # (B, W, side, side)
+        return grid.flatten(2).transpose(1, 2)
 
 
 class Terms:
     """The objectives of one model, as a context: inside it the hidden states after `layer`, from 1, are watched.
 
+    `flow` is the half that draws and `text` the one that reads and speaks: the same module where it is whole.
     `compiled` may be torch.compile or the like; it gets the parts whose shapes are those of their tensors alone.
     `time_mean` is that of the times' logit (see `sampling.logit_normal`).
     """
 
     def __init__(
         self,
-        model: JanusFlow,
+        flow: JanusFlow,
+        text: JanusFlow,
         projector: nn.Module,
         layer: int,
         attention: Attention = sdpa,
         compiled: Callable[[Any], Any] = lambda function: function,
         time_mean: float = 0.0,
     ) -> None:
-        self.model, self.projector, self.layer, self.attention = model, projector, layer, attention
+        self.flow, self.text = flow, text
+        self.projector, self.layer, self.attention = projector, layer, attention
         self.time_mean = time_mean
         self._draw, self._answer = compiled(self._drawing), compiled(self._answering)
         self._watching = ExitStack()
 
     def __enter__(self) -> Terms:
-        self._hidden = self._watching.enter_context(hidden_after(self.model.language_model.model, self.layer))
+        self._hidden = self._watching.enter_context(hidden_after(self.flow.language_model.model, self.layer))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._watching.close()
 
-    def generation(self, prompts: Prefix, x: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def generation(
+        self, prompts: Prefix, x: Tensor, features: Tensor | None, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Flow and alignment loss (B,) of latents `x` (B, 4, h, w) at drawn noise and times (paper, eq. 7 and 8).
 
-        `features` (B, N, W) of the same pictures are what the hidden states shall resemble; `generator` is on their
-        device.
+        `features` (B, N, W) of the same pictures are what the hidden states shall resemble; without them there is no
+        alignment. `generator` is on the device of the latents.
         """
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         t = sampling.logit_normal(len(x), generator, self.time_mean)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
-        flow, repa = self._draw(x, noise, t, prompts.embeddings, positions, mask, features)
-        return {"flow": flow, "repa": repa}
+        return self._draw(x, noise, t, prompts.embeddings, positions, mask, features)
+
+    def faithful(
+        self, prompts: Prefix, x: Tensor, generator: torch.Generator, plain: AbstractContextManager[Any]
+    ) -> Tensor:
+        """How far (B,) the velocity is from what it was without the changes that `plain` takes away for a while.
+
+        At drawn noise and times of latents `x` (B, 4, h, w), as `generation`.
+        """
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        t = sampling.logit_normal(len(x), generator, self.time_mean)
+        positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
+        z = sampling.interpolate(x, noise, t)
+        with plain, torch.no_grad():
+            target = self.flow.flow(z, t, prompts.embeddings, positions, mask, None, self.attention)
+        v = self.flow.flow(z, t, prompts.embeddings, positions, mask, None, self.attention)
+        return (v - target).square().mean(dim=(1, 2, 3))
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:
         """Response loss (B,) of conversations about one picture each, given as `features` (B, N, W) (paper, eq. 6)."""
-        embeddings = self.model.embed_conversation(asked.ids, asked.image_mask, features)
+        embeddings = self.text.embed_conversation(asked.ids, asked.image_mask, features)
         return {"answer": self._answer(embeddings, asked.positions, segment_mask(asked.segments), asked.labels)}
 
     def _drawing(
-        self, x: Tensor, noise: Tensor, t: Tensor, prompt: Tensor, positions: Tensor, mask: Tensor, features: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        x: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        prompt: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        features: Tensor | None,
+    ) -> dict[str, Tensor]:
         self._hidden.clear()
         z = sampling.interpolate(x, noise, t)
-        v = self.model.flow(z, t, prompt, positions, mask, None, self.attention)
-        projected = self.projector(self._hidden[0][:, -features.shape[1] :])
-        return flow_loss(v, x, noise), repa_loss(projected, features)
+        v = self.flow.flow(z, t, prompt, positions, mask, None, self.attention)
+        terms = {"flow": flow_loss(v, x, noise)}
+        if features is not None:
+            projected = self.projector(self._hidden[0][:, -features.shape[1] :])
+            terms["repa"] = repa_loss(projected, features)
+        return terms
 
     def _answering(self, embeddings: Tensor, positions: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         self._hidden.clear()
-        hidden = self.model.language_model.model(embeddings, positions, mask, None, self.attention)
-        return autoregressive_loss(self.model.logits(hidden), labels)
+        hidden = self.flow.language_model.model(embeddings, positions, mask, None, self.attention)
+        return autoregressive_loss(self.text.logits(hidden), labels)

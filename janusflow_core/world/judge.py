@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -13,7 +14,7 @@ MIN_AREA, MIN_OVERLAP, COLOR_TOLERANCE = 40, 0.75, 80.0  # the smallest object h
 UNKNOWN = "unknown"  # what detect calls a color or a shape that is none of ours
 TEMPLATE = FRAME - 2  # radius of the silhouettes that regions are compared with, soft by a pixel
 _TEMPLATES = {}
-for _name in SHAPES:
+for _name in (*SHAPES, "crescent"):
     _drawn = render(Scene((0, 0, 0), (Object(_name, "", 48, 48, TEMPLATE / 2, (255, 255, 255)),)), 2 * FRAME)
     _TEMPLATES[_name] = np.asarray(Image.fromarray(_drawn).filter(ImageFilter.BoxBlur(3)))[..., 0] / 255
 
@@ -30,12 +31,12 @@ def judge(image: np.ndarray | Image.Image, prompt: str) -> bool:
     return False
 
 
-def detect(image: np.ndarray | Image.Image) -> list[Object]:
+def detect(image: np.ndarray | Image.Image, shapes: Sequence[str] = SHAPES) -> list[Object]:
     """Read the objects of a picture, PIL or uint8 (H, W, 3); a foreign color or shape is "unknown"."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     pixels = np.asarray(picture.convert("RGB").resize((FRAME, FRAME), Image.Resampling.BOX), np.float32)
     labels = _color_labels(pixels)
-    return [_read(pixels, labels, row, column) for row, column in _regions(labels)]
+    return [_read(pixels, labels, row, column, shapes) for row, column in _regions(labels)]
 
 
 def _color_labels(pixels: np.ndarray) -> np.ndarray:
@@ -67,11 +68,12 @@ def _regions(labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(r // width - 1, r % width - 1) for r in regions if len(r) >= MIN_AREA]
 
 
-def _read(pixels: np.ndarray, labels: np.ndarray, row: np.ndarray, column: np.ndarray) -> Object:
+def _read(pixels: np.ndarray, labels: np.ndarray, row: np.ndarray, column: np.ndarray, shapes: Sequence[str]) -> Object:
     """Make an object of a region, of the shape whose silhouette of that centroid and area overlaps best."""
     x, y, area = float(column.mean()), float(row.mean()), len(row)
     found = []
-    for name, template in _TEMPLATES.items():
+    for name in shapes:
+        template = _TEMPLATES[name]
         zoom = math.sqrt(template.sum() / area)
         spots = np.stack([row - y, column - x]) * zoom + len(template) / 2
         inside = template[tuple(np.clip(spots, 0, len(template) - 1).astype(np.intp))]

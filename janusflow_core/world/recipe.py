@@ -40,7 +40,7 @@ from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenize
 from ..train.data import Packed, conversation, pack
 from ..train.loop import Budget, Stage, fit, streams
 from ..train.machine import Machine, rank, wait_for_all, world
-from ..train.optimizer import Optimizer, is_hidden
+from ..train.optimizer import Optimizer, is_hidden, schedule
 from ..train.terms import Terms, new_projector
 from . import talk
 from .codec import VAE, autoencoder, fit_preview, train_vae
@@ -142,7 +142,7 @@ def train_joint(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     everything = {**trained, **dict(projector.named_parameters("projector"))}
     state, optimizer = out.with_name("joint.state.safetensors"), Optimizer(everything.items(), is_hidden)
-    stage = Stage("joint", state, everything, optimizer, WEIGHTS, peak, hold)
+    stage = Stage("joint", state, everything, optimizer, WEIGHTS, lambda part, step: peak * schedule(part, step, hold))
     drawing = drawing_config(vae) if rank() == 0 else DrawingConfig()
 
     def terms(step: int) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def train_joint(
 
     # Attention written out is the faster one on a CPU, above all in its backward pass.
     attention = eager if machine.device.type == "cpu" else sdpa
-    with Terms(model, projector, REPA_LAYER, attention, machine.compiled, TIME_MEAN) as parts:
+    with Terms(model, model, projector, REPA_LAYER, attention, machine.compiled, TIME_MEAN) as parts:
         fit(stage, budget, terms, lambda: save(out.with_name("latest.safetensors")))
     if rank() == 0:
         save(out)

@@ -70,6 +70,22 @@ _CORNERS = {  # complex x + iy around the centroid, the farthest at distance 1
 }
 
 
+def _crescent() -> np.ndarray:
+    """A disc without a smaller one, around the centroid of what is left."""
+    horns, bite = 0.8, 0.65  # angle of the horns, middle of the smaller disc
+    outer = np.exp(1j * np.linspace(horns, 2 * np.pi - horns, 48))
+    last = np.angle(outer[-1] - bite)
+    inner = bite + abs(outer[-1] - bite) * np.exp(1j * np.linspace(last, -last - 2 * np.pi, 40))
+    corners = np.concatenate([outer, inner])
+    turned = np.roll(corners, -1)
+    areas = (corners.conj() * turned).imag
+    corners -= ((corners + turned) * areas).sum() / (3 * areas.sum())
+    return corners / abs(corners).max()
+
+
+_CORNERS["crescent"] = _crescent()  # none of the world's SHAPES: what a fine-tuned model can learn beside them
+
+
 def render(scene: Scene, size: int = FRAME) -> np.ndarray:
     """Draw the scene, anti-aliased and true to a quarter of a pixel, as uint8 (size, size, 3)."""
     picture = Image.new("RGB", (4 * size, 4 * size), scene.background)

@@ -41,7 +41,7 @@ def samples_a_second(machine: Machine) -> float:
     projector, generator, rng = new_projector(model.config), torch.Generator().manual_seed(0), random.Random(0)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = Optimizer([*named, *projector.named_parameters("projector")], is_hidden)
-    with Terms(model, projector, recipe.REPA_LAYER, eager, machine.compiled) as parts:
+    with Terms(model, model, projector, recipe.REPA_LAYER, eager, machine.compiled) as parts:
         for step in range(STEPS + 2):
             if step == 2:
                 began = time.monotonic()

@@ -32,7 +32,7 @@ def test_optimizer_sends_every_weight_one_way_and_moves_it():
     net = network()
     optimizer, before = new_optimizer(net), [p.detach().clone() for p in net.parameters()]
     learn(net, optimizer, 0)
-    assert len(optimizer.hidden) == 1 and len(optimizer.adam.param_groups[0]["params"]) == 3
+    assert len(optimizer.hidden) == 1 and len(optimizer.parts["adam"].param_groups[0]["params"]) == 3
     assert all((a != b).any() for a, b in zip(before, net.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())
 

@@ -36,7 +36,7 @@ def test_generation_terms_are_the_papers_sums(time_mean: float):
     with hidden_after(model.language_model.model, layer) as hidden:
         v = model.velocity(z, t, prompts())
     features = hidden[0][:, -6:].detach()
-    with Terms(model, nn.Identity(), layer, time_mean=time_mean) as terms:
+    with Terms(model, model, nn.Identity(), layer, time_mean=time_mean) as terms:
         found = terms.generation(prompts(), x, features, torch.Generator().manual_seed(5))
     expected = torch.stack([(v[row] - (x[row] - noise[row])).pow(2).mean() for row in range(2)])
     assert_close(found["flow"], expected, MODULE)
@@ -49,7 +49,7 @@ def test_generation_terms_train_projector_and_flow():
     features = recipe("features", (2, 6, model.config.vision.width), 0)
     weight = model.vision_gen_dec_aligner.weight.requires_grad_()
     x, generator = recipe("x", (2, 4, 4, 6), 0), torch.Generator().manual_seed(0)
-    with Terms(model, projector, layer=1) as terms:
+    with Terms(model, model, projector, layer=1) as terms:
         found = terms.generation(prompts(), x, features, generator)
     torch.stack([term.mean() for term in found.values()]).sum().backward()
     assert not any(part._forward_hooks for part in model.language_model.model.layers)
@@ -77,7 +77,7 @@ def test_questions_in_one_row_cost_what_they_cost_alone():
     packed = pack([conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[1:])], tokenizer, length=LENGTH)
     assert packed.ids.shape == (2, LENGTH)
     for attention in (eager, sdpa):
-        with Terms(model, nn.Identity(), 1, attention) as terms:
+        with Terms(model, model, nn.Identity(), 1, attention) as terms:
             found = terms.understanding(packed, features)
         alone = [surprise_alone(*asked, features[:1]) for asked in ASKED]
         expected = [sum(loss for loss, _ in alone) / sum(tokens for _, tokens in alone)]
@@ -93,7 +93,7 @@ def test_compiled_terms_are_the_same_step_after_step():
     packed = pack([conversation(tokenizer, ASKED), conversation(tokenizer, ASKED[1:])], tokenizer)
 
     def two_steps(compiled):
-        with Terms(model, projector, 1, eager, compiled) as terms:
+        with Terms(model, model, projector, 1, eager, compiled) as terms:
             for step in range(2):  # the second with other values at the same shapes
                 generator = torch.Generator().manual_seed(step)
                 yield terms.generation(prompts(), x, features, generator) | terms.understanding(packed, features)

@@ -1,0 +1,131 @@
+"""Captioned pictures as tensors to learn from, each looked at once.
+
+N pictures, P picture tokens, W features of the understanding encoder.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..config import printable, read_text
+from ..image import ImageConfig, open_image, pixels, preprocess
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture with what is said of it."""
+
+    name: str
+    text: str
+    open: Callable[[], Image.Image]
+
+
+def read_folder(folder: Path, caption: str = "") -> list[Captioned]:
+    """The pictures in a folder and below it, each with the .txt of its name, or with `caption` where it has none.
+
+    Raises ValueError with one sentence where there is no picture, or one without a caption.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {printable(folder)}: check the path.")
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = [
+        Captioned(printable(path.relative_to(folder)), _caption(path) or caption, _opener(path)) for path in pictures
+    ]
+    if not found:
+        raise ValueError(f"{printable(folder)} holds no picture: put some into it, with a .txt of the same name each.")
+    bare = [one.name for one in found if not one.text]
+    if bare:
+        told = bare[0] if len(bare) == 1 else f"{bare[0]} and {len(bare) - 1} more"
+        raise ValueError(f"{told} of {len(found)} pictures have no caption: write one into a .txt of the same name.")
+    return found
+
+
+def _caption(picture: Path) -> str:
+    text = picture.with_suffix(".txt")
+    return " ".join(read_text(text, 1).removeprefix("\ufeff").split()) if text.is_file() else ""
+
+
+def _opener(path: Path) -> Callable[[], Image.Image]:
+    return lambda: open_image(path)
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """How pictures become tensors.
+
+    `encode` makes model-scale latents (B, 4, S/8, S/8) of pixels (B, 3, S, S) in [0, 1], `see` features (B, P, W) of
+    normalised ones.
+    """
+
+    encode: Callable[[Tensor], Tensor]
+    see: Callable[[Tensor], Tensor]
+    image: ImageConfig
+
+
+@dataclass
+class Examples:
+    """What is learnt from: latents (N, 4, h, w) and features (N, P, W) of square crops, features of whole pictures.
+
+    `problems` names the pictures that were left out, and why.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    aligned: list[Tensor] = field(default_factory=list)
+    seen: list[Tensor] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @torch.no_grad()
+    def add(self, captioned: Captioned, eyes: Eyes, draws: bool, aligns: bool, asks: bool) -> None:
+        """Look at one picture, or note why that cannot be."""
+        try:
+            picture = captioned.open()
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{captioned.name}: {error}")
+            return
+        self.texts.append(captioned.text)
+        if draws:
+            square = square_crop(picture, eyes.image.image_size)
+            self.latents.append(eyes.encode(pixels(square)[None])[0].float().cpu())
+            if aligns:
+                self.aligned.append(eyes.see(preprocess(square, eyes.image)[None])[0].cpu())
+        if asks:
+            self.seen.append(eyes.see(preprocess(picture, eyes.image)[None])[0].cpu())
+
+
+def square_crop(picture: Image.Image, size: int) -> Image.Image:
+    """The middle square of a picture, brought to size x size; never mirrored, because texts say left and right."""
+    picture = picture.convert("RGB")
+    side = min(picture.size)
+    left, top = ((length - side) // 2 for length in picture.size)
+    middle = picture.crop((left, top, left + side, top + side))
+    return middle.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def batch_rows(number: int, size: int, count: int, seed: int) -> list[int]:
+    """Which of `count` examples batch `number` holds: all once an epoch, in an order that is a function of the seed."""
+    places = range(number * size, (number + 1) * size)
+    return [_order(count, seed, place // count)[place % count] for place in places]
+
+
+def _order(count: int, seed: int, epoch: int) -> Sequence[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def looked_at(captioned: Iterable[Captioned], eyes: Eyes, draws: bool, aligns: bool, asks: bool) -> Iterator[Examples]:
+    """The examples as they grow, picture by picture."""
+    examples = Examples()
+    for one in captioned:
+        examples.add(one, eyes, draws, aligns, asks)
+        yield examples

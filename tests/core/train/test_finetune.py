@@ -1,0 +1,195 @@
+"""Fine-tuning on a model of a few thousand weights: what a step costs, that it learns, stops, goes on and lets go."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden import assert_close, micro_pipeline, recipe
+from pydantic import ValidationError
+
+from janusflow_core.lora import LoraStack, save_lora
+from janusflow_core.model import Prefix
+from janusflow_core.sampling import interpolate
+from janusflow_core.train.data import conversation, pack
+from janusflow_core.train.examples import Examples, batch_rows
+from janusflow_core.train.finetune import FineTune
+from janusflow_core.train.loop import streams
+from janusflow_core.train.optimizer import Diverged
+from janusflow_core.train.options import FineTuneOptions
+from janusflow_core.train.terms import Terms
+
+TEXTS = ["a red circle", "two", "a heart", "a blue square left of a star"]
+
+
+def examples(count: int = 4, seed: int = 0) -> Examples:
+    """Random pictures with captions."""
+    latents, aligned, seen = (recipe(name, (count, *shape), seed) for name, shape in SHAPES.items())
+    return Examples(TEXTS[:count], list(latents), list(aligned), list(seen))
+
+
+SHAPES = {"latents": (4, 4, 4), "aligned": (4, 16), "seen": (4, 16)}
+
+
+def new(folder: Path, dreams: Examples | None = None, pipe=None, **options) -> FineTune:
+    folder.mkdir(exist_ok=True)
+    pipe = pipe or micro_pipeline()
+    chosen = FineTuneOptions(**{"steps": 6, "batch": 2, "rank": 2, "warmup": 1, **options})
+    state = folder / "state.safetensors"
+    return FineTune(pipe.model, pipe.model, pipe.tokenizer, examples(), chosen, state, dreams)
+
+
+def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
+    """Every prompt dropped: BOS alone, the time token where the whole prompt would have had it."""
+    tuning = new(tmp_path, drop=1.0, seed=3)
+    pipe, own = micro_pipeline(), examples()
+    with tuning.adapters, Terms(tuning.flow, tuning.text, tuning.projector, 1) as terms:
+        found = tuning._terms(terms, 5)
+    assert found.keys() == {"flow"}
+    rows = batch_rows(5, 2, 4, 3)
+    _, generator = streams(3, 5)
+    x = torch.stack([own.latents[row] for row in rows])
+    noise = torch.randn(x.shape, generator=generator)
+    t = torch.randn(2, generator=generator).sigmoid()
+    for at, row in enumerate(rows):
+        ids = pipe.tokenizer.generation_ids(TEXTS[row])
+        prefix = Prefix.join([pipe.model.encode_prompt(torch.tensor(ids[:1]))], [len(ids)])
+        z = interpolate(x[at], noise[at], t[at].item())
+        v = pipe.model.velocity(z[None], t[at : at + 1], prefix)[0]
+        assert_close(found["flow"][at], (v - (x[at] - noise[at])).square().mean(), 1e-5)
+
+
+def test_a_captioning_step_costs_the_answers_tokens(tmp_path):
+    tuning = new(tmp_path, teach="captioning", question="What is it?")
+    with tuning.adapters, Terms(tuning.flow, tuning.text, tuning.projector, 1) as terms:
+        found = tuning._terms(terms, 0)
+        own, rows = examples(), batch_rows(0, 2, 4, 0)
+        tokenizer = tuning.tokenizer
+        packed = pack([conversation(tokenizer, [("What is it?", TEXTS[row])]) for row in rows], tokenizer)
+        expected = terms.understanding(packed, torch.stack([own.seen[row] for row in rows]))
+    assert found.keys() == {"answer"}
+    assert_close(found["answer"], expected["answer"], 1e-6)
+
+
+def test_what_is_kept_is_how_the_plain_model_drew(tmp_path):
+    dreams = examples(3, seed=1)
+    tuning = new(tmp_path, dreams=dreams)
+    with tuning.adapters, Terms(tuning.flow, tuning.text, tuning.projector, 1) as terms:
+        before = tuning._terms(terms, 0)["kept"]
+        for name, weight in tuning.adapters.named_parameters():
+            weight.data += 0.2 * recipe(name, weight.shape, 0)
+        after = tuning._terms(terms, 0)["kept"]
+    assert before.abs().max() < 1e-10 and after.min() > 1e-4
+    after.mean().backward()
+    assert all(weight.grad is not None for _, weight in tuning.adapters.named_parameters())
+
+
+@pytest.mark.parametrize("teach", ["generation", "captioning", "both"])
+@pytest.mark.parametrize("options", [{}, {"kind": "dora", "accumulate": 2}, {"parts": ("mlp", "generation", "head")}])
+def test_it_learns_and_leaves_the_model_as_it_was(teach, options, tmp_path):
+    tuning = new(tmp_path, teach=teach, steps=60, learning_rate=0.02, **options)
+    plain, told = {name: w.clone() for name, w in tuning.flow.named_parameters()}, []
+    tuning.run(lambda progress, means: told.append(means))
+    for name in {"generation": ["flow"], "captioning": ["answer"], "both": ["flow", "answer"]}[teach]:
+        costs = [means[name] for means in told if name in means]
+        assert sum(costs[-10:]) < 0.9 * sum(costs[:10]), (name, costs)
+    assert all(torch.equal(weight, plain[name]) for name, weight in tuning.flow.named_parameters())
+    assert not any(layer._forward_hooks for layer in tuning.flow.modules())
+    save_lora(tmp_path / "lora.safetensors", tuning.result(), {})
+    assert LoraStack(tuning.flow).add(tmp_path / "lora.safetensors") == len(tuning.adapters.changes)
+
+
+@pytest.mark.parametrize("options", [{}, {"teach": "both", "kind": "dora", "repa": 0.5, "accumulate": 2}])
+def test_stopped_and_gone_on_equals_never_stopped(options, tmp_path):
+    whole = new(tmp_path / "whole", **options)
+    whole.run()
+
+    def stop(progress, means):
+        if progress >= 0.5:
+            raise KeyboardInterrupt
+
+    first = new(tmp_path / "parts", **options)
+    with pytest.raises(KeyboardInterrupt):
+        first.run(stop)
+    first.stage.save()
+    second = new(tmp_path / "parts", **options)
+    assert second.stage.step == 3
+    second.run()
+    for name, adapter in second.result().items():
+        other = whole.result()[name]
+        assert torch.equal(adapter.up, other.up) and torch.equal(adapter.down, other.down), name
+
+
+def test_a_state_of_other_settings_is_refused(tmp_path):
+    new(tmp_path).run()
+    with pytest.raises(ValueError, match="run of other settings"):
+        new(tmp_path, rank=4)
+    longer = new(tmp_path, steps=8)  # more of the same is no other setting
+    longer.run()
+    assert longer.stage.step == 8
+
+
+def test_a_lost_loss_ends_in_a_sentence_and_the_last_good_weights(tmp_path):
+    tuning = new(tmp_path, steps=80)
+
+    def spoil(progress, means):
+        if tuning.stage.step == 60:
+            tuning.examples.latents[0] = torch.full((4, 4, 4), torch.nan)
+
+    with pytest.raises(Diverged, match=r"diverged at step 6\d \(flow is nan\); the weights of step 50 are kept"):
+        tuning.run(spoil)
+    assert all(torch.isfinite(adapter.up).all() for adapter in tuning.result().values())
+
+
+def test_an_exploding_loss_is_noticed(tmp_path):
+    tuning = new(tmp_path, steps=80)
+
+    def spoil(progress, means):
+        if tuning.stage.step == 20:
+            tuning.examples.latents = [1e3 * latent for latent in tuning.examples.latents]
+
+    with pytest.raises(Diverged, match=r"went up to .* the weights of step 0 are kept"):
+        tuning.run(spoil)
+    assert all(adapter.up.abs().sum() == 0 for adapter in tuning.result().values())
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
+def test_both_are_taught_in_the_ratio_asked_for(ratio, tmp_path):
+    tuning = new(tmp_path, teach="both", ratio=ratio)
+    drawn = [tuning.draws(number) for number in range(40)]
+    assert sum(drawn) == 40 * ratio and sum(drawn[:20]) == 20 * ratio
+
+
+def test_alignment_ends_at_its_step(tmp_path):
+    told = []
+    tuning = new(tmp_path, repa=0.5, repa_stop=2)
+    tuning.run(lambda progress, means: told.append("repa" in means))
+    assert told == [True, True, False, False, False, False]
+
+
+def test_alignment_ends_for_good_when_it_works_against_drawing(tmp_path):
+    tuning = new(tmp_path, repa=0.5)
+    up = next(weight for name, weight in tuning.adapters.named_parameters() if name.endswith("up"))
+    cost = up.sum()[None]
+    tuning._compare({"flow": cost, "repa": 3 * cost}, 100)
+    assert tuning.stage.memory["agreement"] == pytest.approx(1.0) and tuning._aligns()
+    tuning._compare({"flow": cost, "repa": -cost}, 120)
+    assert tuning._aligns()  # one bad look is no verdict
+    tuning._compare({"flow": cost, "repa": -cost}, 140)
+    assert tuning.stage.memory["agreement"] < 0 and not tuning._aligns()
+    tuning.stage.save()
+    assert not new(tmp_path, repa=0.5)._aligns()
+
+
+def test_options_have_bounds():
+    for wrong in ({"steps": 0}, {"rank": 0}, {"drop": 1.5}, {"teach": "all"}, {"parts": ("vae",)}, {"typo": 1}):
+        with pytest.raises(ValidationError):
+            FineTuneOptions(**wrong)
+    assert json.loads(FineTuneOptions().model_dump_json())["rank"] == 16
+
+
+def test_no_picture_is_refused(tmp_path):
+    pipe = micro_pipeline()
+    for none, words in ((Examples(), "no picture to learn from"), (Examples(problems=["a.png: broken"]), "a.png")):
+        with pytest.raises(ValueError, match=words):
+            FineTune(pipe.model, pipe.model, pipe.tokenizer, none, FineTuneOptions(), tmp_path / "state.safetensors")
