@@ -1,22 +1,37 @@
-"""janusflow train: a model from nothing."""
+"""janusflow train: a model from nothing, or a LoRA from captioned pictures."""
 
 from __future__ import annotations
 
+import json
 import logging
+import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ..train.options import FineTuneOptions
+from .loading import LoadOptions, torch_dtype
+from .options import one_line, progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..pipeline import JanusFlowPipeline
+    from ..train.finetune import FineTune
+    from ..train.subject import Subject
+
+SHOWN = 4  # texts that are drawn as samples
+
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train a model from nothing, or further."""
+class Tiny:
+    """Train the bundled model from nothing, or further, on all CPU cores or a GPU."""
 
-    recipe: Literal["tiny"]
-    """tiny: the bundled model, on all CPU cores or a GPU."""
     out: Path = Path("runs/tiny")
     """Folder for what each stage leaves; the same command goes on where a stopped one was."""
     minutes: float = 100.0
@@ -33,3 +48,168 @@ class Train:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
         print(train(self.out, self.minutes, self.start))
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(LoadOptions):
+    """Train a LoRA on captioned pictures; prints the path of its file, which ComfyUI's LoRA loaders take as well."""
+
+    images: Path | None = None
+    """Folder with pictures, each with a .txt of the same name that says what it shows."""
+    out: Path = Path("lora.safetensors")
+    """The LoRA, a name that ends in .safetensors. Its log, samples and state lie beside it in NAME_run; the same
+    command goes on where a stopped one was."""
+    caption: str = ""
+    """What the pictures show that have no .txt of their own."""
+    vae: Path | None = None
+    """An SDXL VAE, a .safetensors file or a diffusers folder, where the model brings none."""
+    sample_every: int = 100
+    """Steps between two samples, which draw or caption the first of the pictures; 0 makes none."""
+    settings: FineTuneOptions = field(default_factory=FineTuneOptions)
+
+    def run(self) -> int:
+        """Train; the status is 0, or 130 after Ctrl-C, with what was trained until then written all the same."""
+        self._check()
+        from ..checkpoint import open_checkpoint
+        from ..lora import save_lora
+        from ..train.examples import read_folder
+        from ..train.finetune import FineTune, look_at, lora_metadata
+        from ..train.optimizer import Diverged
+
+        assert self.images is not None
+        captioned = read_folder(self.images, one_line(self.caption))
+        pipe = self._load()
+        subject = _subject(pipe)
+        with progress("looking at the pictures") as show:
+            examples, dreams = look_at(subject, captioned, self.settings, show)
+        for problem in examples.problems:
+            print(f"janusflow: left out {one_line(problem)}", file=sys.stderr)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        tuning = FineTune(subject, examples, self.settings, self._folder / "state.safetensors", dreams)
+        try:
+            with between_steps() as check, self._shown(tuning, pipe, check) as on_step:
+                tuning.run(on_step)
+        except Diverged as error:
+            raise ValueError(f"{error} in {self.out}: lower --learning-rate, or look at the pictures") from error
+        finally:
+            tuning.stage.save()
+            save_lora(self.out, tuning.result(), lora_metadata(open_checkpoint(self.model), tuning))
+        print(self.out)
+        return 0
+
+    @property
+    def _folder(self) -> Path:
+        return self.out.with_name(f"{self.out.stem}_run")
+
+    def _check(self) -> None:
+        if self.images is None:
+            raise ValueError("got no pictures, name a folder with them: janusflow train lora --images FOLDER")
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"got --out {self.out}, expected a name that ends in .safetensors")
+        if self.out.exists() and not (self._folder / "state.safetensors").exists():
+            raise FileExistsError(f"{self.out} exists already, without a {self._folder.name} to go on from: rename it")
+
+    def _load(self) -> JanusFlowPipeline:
+        from ..device import best_device
+        from ..pipeline import JanusFlowPipeline
+        from ..train.machine import faster_in_bf16
+
+        with self.loading() as place:
+            device = place["device"] or best_device()
+            dtype = place["dtype"] or torch_dtype("bf16" if faster_in_bf16(device) else "fp32")
+            place |= {"device": device, "dtype": dtype}
+            pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **place)
+        if pipe.codec is None:
+            raise ValueError(f"{self.model} brings no VAE: name an SDXL VAE with --vae")
+        return pipe
+
+    @contextmanager
+    def _shown(
+        self, tuning: FineTune, pipe: JanusFlowPipeline, check: Callable[[], None]
+    ) -> Iterator[Callable[[float, Mapping[str, float]], None]]:
+        """A bar with loss, speed and time left, a line of log a step, samples; stops where `check` raises."""
+        from tqdm import tqdm
+
+        stage, settings = tuning.stage, self.settings
+        titles = {"desc": "training", "unit": "step", "total": settings.steps, "initial": stage.step}
+        with tqdm(**titles, disable=None) as bar, (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
+
+            def on_step(part: float, means: Mapping[str, float]) -> None:
+                told = {name: round(mean, 5) for name, mean in means.items()}
+                print(json.dumps({"step": stage.step, "seconds": round(stage.seconds, 2), **told}), file=log)
+                rate = (bar.format_dict["rate"] or 0.0) * settings.batch * settings.accumulate
+                losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+                bar.set_postfix_str(f"{losses}, {rate:.1f} pictures/s", refresh=False)
+                bar.update()
+                if self.sample_every and stage.step % self.sample_every == 0:
+                    print(json.dumps(self._sample(tuning, pipe), ensure_ascii=False), file=log, flush=True)
+                check()
+
+            yield on_step
+
+    def _sample(self, tuning: FineTune, pipe: JanusFlowPipeline) -> dict[str, Any]:
+        """Draw the first texts side by side, or say what the first pictures show; returns what to log of it."""
+        from ..png import save_new
+
+        texts, step = tuning.learnt.examples.texts[:SHOWN], tuning.stage.step
+        told: dict[str, Any] = {"step": step, "texts": texts}
+        if self.settings.teach != "captioning":
+            row = side_by_side(pipe.generate(texts))
+            told["picture"] = save_new(self._folder, f"step_{step:06d}", row, {}).name
+        if self.settings.teach != "generation":
+            seen = tuning.learnt.examples.seen[:SHOWN]
+            told["answers"] = tuning.subject.answers(seen, self.settings.question)
+        return told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model from nothing (tiny), or a LoRA on captioned pictures (lora)."""
+
+    recipe: tyro.conf.OmitArgPrefixes[
+        tyro.conf.OmitSubcommandPrefixes[
+            Annotated[Tiny, tyro.conf.subcommand("tiny")] | Annotated[Lora, tyro.conf.subcommand("lora")]
+        ]
+    ]
+
+    def run(self) -> int:
+        """Train; the status is the recipe's."""
+        return self.recipe.run()
+
+
+def _subject(pipe: JanusFlowPipeline) -> Subject:
+    from ..train.subject import Subject
+
+    assert pipe.codec is not None
+    return Subject(pipe.model, pipe.model, pipe.tokenizer, pipe.image_config, pipe.codec.encode, pipe.codec.decode)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of one size in a row."""
+    from PIL import Image
+
+    width, height = pictures[0].size
+    row = Image.new("RGB", (width * len(pictures), height))
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (number * width, 0))
+    return row
+
+
+@contextmanager
+def between_steps() -> Iterator[Callable[[], None]]:
+    """Holds Ctrl-C back until what it yields is called, so that no step is cut in two; a second one acts at once."""
+    pressed: list[int] = []
+
+    def press(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        pressed.append(number)
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -6,9 +6,10 @@ N pictures, P picture tokens, W features of the understanding encoder.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -58,17 +59,16 @@ def _opener(path: Path) -> Callable[[], Image.Image]:
     return lambda: open_image(path)
 
 
-@dataclass(frozen=True)
-class Eyes:
-    """How pictures become tensors.
+class Sight(Protocol):
+    """What turns pictures into tensors (see `subject.Subject`)."""
 
-    `encode` makes model-scale latents (B, 4, S/8, S/8) of pixels (B, 3, S, S) in [0, 1], `see` features (B, P, W) of
-    normalised ones.
-    """
+    @property
+    def image(self) -> ImageConfig: ...
 
-    encode: Callable[[Tensor], Tensor]
-    see: Callable[[Tensor], Tensor]
-    image: ImageConfig
+    @property
+    def encode(self) -> Callable[[Tensor], Tensor]: ...
+
+    def see(self, pixels: Tensor) -> Tensor: ...
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Examples:
     problems: list[str] = field(default_factory=list)
 
     @torch.no_grad()
-    def add(self, captioned: Captioned, eyes: Eyes, draws: bool, aligns: bool, asks: bool) -> None:
+    def add(self, captioned: Captioned, sight: Sight, draws: bool, aligns: bool, asks: bool) -> None:
         """Look at one picture, or note why that cannot be."""
         try:
             picture = captioned.open()
@@ -94,12 +94,12 @@ class Examples:
             return
         self.texts.append(captioned.text)
         if draws:
-            square = square_crop(picture, eyes.image.image_size)
-            self.latents.append(eyes.encode(pixels(square)[None])[0].float().cpu())
+            square = square_crop(picture, sight.image.image_size)
+            self.latents.append(sight.encode(pixels(square)[None])[0].float().cpu())
             if aligns:
-                self.aligned.append(eyes.see(preprocess(square, eyes.image)[None])[0].cpu())
+                self.aligned.append(sight.see(preprocess(square, sight.image)[None])[0].cpu())
         if asks:
-            self.seen.append(eyes.see(preprocess(picture, eyes.image)[None])[0].cpu())
+            self.seen.append(sight.see(preprocess(picture, sight.image)[None])[0].cpu())
 
 
 def square_crop(picture: Image.Image, size: int) -> Image.Image:
@@ -121,11 +121,3 @@ def _order(count: int, seed: int, epoch: int) -> Sequence[int]:
     order = list(range(count))
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
-
-
-def looked_at(captioned: Iterable[Captioned], eyes: Eyes, draws: bool, aligns: bool, asks: bool) -> Iterator[Examples]:
-    """The examples as they grow, picture by picture."""
-    examples = Examples()
-    for one in captioned:
-        examples.add(one, eyes, draws, aligns, asks)
-        yield examples

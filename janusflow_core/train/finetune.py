@@ -8,36 +8,94 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .. import __version__
 from ..adapters import Adapter
+from ..checkpoint import Checkpoint, OnProgress
+from ..lora import base_hash
 from ..model import JanusFlow, Prefix
 from ..tokenizer import JanusTokenizer
-from .data import conversation, pack
-from .examples import Examples, batch_rows
+from .data import Conversation, conversation, pack
+from .examples import Captioned, Examples, batch_rows
 from .loop import Budget, OnStep, Stage, fit, streams
 from .lowrank import Adapters, chosen_layers
 from .optimizer import Optimizer, constant, cosine
 from .options import FineTuneOptions
+from .subject import Subject
 from .terms import Terms, new_projector
 
+DREAM_SEED = 10**6  # so that no picture of a user's own seeds is a dream
 SETTLED, EVERY = 100, 20  # batches until the projector means something, and between two looks at the gradients
 
 
-class FineTune:
-    """A LoRA in training. `flow` draws and `text` reads and speaks: the same module where it is whole.
+@dataclass(frozen=True)
+class _Material:
+    """Examples with their words as ids: as prompts, and as answers to a question."""
 
-    `state` is the file that keeps all of it; one that is there already is gone on from. The model is never changed.
+    examples: Examples
+    prompts: list[list[int]]
+    asked: list[Conversation]
+
+    @classmethod
+    def of(cls, tokenizer: JanusTokenizer, examples: Examples, question: str) -> _Material:
+        prompts = [tokenizer.generation_ids(text) for text in examples.texts]
+        return cls(examples, prompts, [conversation(tokenizer, [(question, text)]) for text in examples.texts])
+
+
+def look_at(
+    subject: Subject, captioned: Sequence[Captioned], options: FineTuneOptions, on_picture: OnProgress | None = None
+) -> tuple[Examples, Examples]:
+    """What is learnt from, and the dreams that hold the model to what it was; a broken picture is left out and named.
+
+    `on_picture` hears how many pictures are done, of how many, and may raise to cancel.
+    """
+    examples, total = Examples(), len(captioned) + options.dreams
+    draws, asks = options.teach != "captioning", options.teach != "generation"
+    for done, one in enumerate(captioned, 1):
+        examples.add(one, subject, draws, draws and options.repa > 0, asks)
+        if on_picture is not None:
+            on_picture(done, total)
+    if not examples.texts or not options.dreams or not options.keep:
+        return examples, Examples()
+    lengths = [len(subject.tokenizer.generation_ids(text)) for text in examples.texts]
+    starts = [lengths[row % len(lengths)] for row in range(options.dreams)]
+    count = len(captioned)
+    dreamt = None if on_picture is None else lambda done: on_picture(count + done, total)
+    return examples, subject.dream(starts, options.seed + DREAM_SEED, on_picture=dreamt)
+
+
+def lora_metadata(base: Checkpoint, tuning: FineTune) -> dict[str, str]:
+    """What a LoRA file tells about itself: its base, its shape, and the recipe that makes it again."""
+    options, config = tuning.options, base.config
+    recipe = {**options.model_dump(mode="json"), "steps": tuning.stage.step, "pictures": len(tuning.learnt.prompts)}
+    weights = JanusFlow(config, device="meta").state_dict()
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "janusflow/lora",
+        "base": base.name,
+        "base_sha256": base_hash(base.weights, [name for name in weights if name in base.weights]),
+        "rank": str(options.rank),
+        "alpha": str(options.alpha or options.rank),
+        "recipe": json.dumps(recipe),
+        "version": f"janusflow {__version__}",
+    }
+
+
+class FineTune:
+    """A LoRA in training. `state` is the file that keeps all of it; one that is there already is gone on from.
+
+    `dreams` are the model's own pictures that hold it to what it was; without them nothing does. The model is never
+    changed.
     """
 
     def __init__(
         self,
-        flow: JanusFlow,
-        text: JanusFlow,
-        tokenizer: JanusTokenizer,
+        subject: Subject,
         examples: Examples,
         options: FineTuneOptions,
         state: Path,
@@ -45,16 +103,18 @@ class FineTune:
     ) -> None:
         if not examples.texts:
             raise ValueError("there is no picture to learn from: " + (examples.problems or ["give some"])[0])
-        self.flow, self.text, self.tokenizer, self.examples, self.options = flow, text, tokenizer, examples, options
-        self.device = next(flow.parameters()).device
-        layers = chosen_layers({id(half): half for half in (flow, text)}.values(), options.parts)
+        self.subject = subject
+        self.flow, self.text, self.tokenizer = subject.flow, subject.text, subject.tokenizer
+        self.device, self.attention = subject.device, subject.attention
+        self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
+        self.dreamt = _Material.of(self.tokenizer, dreams, options.question) if dreams and dreams.texts else None
+        layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), options.parts)
         self.adapters = Adapters(layers, options.rank, options.alpha or None, options.kind, options.seed)
-        self.layer = options.repa_layer or max(1, round(flow.config.language.num_hidden_layers / 4))
+        self.layer = options.repa_layer or max(1, round(self.flow.config.language.num_hidden_layers / 4))
         self.projector = self._new_projector()
         trained = {**dict(self.adapters.named_parameters()), **dict(self.projector.named_parameters("projector"))}
-        optimizer = Optimizer(
-            trained.items(), adam_lr=options.learning_rate, betas=(0.9, 0.99), eight_bit=options.eight_bit
-        )
+        height = options.learning_rate or 0.6 / self.flow.config.language.hidden_size
+        optimizer = Optimizer(trained.items(), adam_lr=height, betas=(0.9, 0.99), eight_bit=options.eight_bit)
         rate = {"cosine": cosine, "constant": constant}[options.schedule]
         self.stage = Stage(
             "fine-tuning",
@@ -67,10 +127,6 @@ class FineTune:
             accumulate=options.accumulate,
             about=json.dumps(options.model_dump(mode="json", exclude={"steps"})),
         )
-        self.dreams = dreams
-        self._dreamt = [tokenizer.generation_ids(text) for text in dreams.texts] if dreams else []
-        self._prompts = [tokenizer.generation_ids(text) for text in examples.texts]
-        self._asked = [conversation(tokenizer, [(options.question, text)]) for text in examples.texts]
 
     def _new_projector(self) -> nn.Module:
         if not self.options.repa:
@@ -84,7 +140,8 @@ class FineTune:
     ) -> None:
         """Train what is left of the steps; `on_step` may raise to stop. Raises Diverged as `fit` does."""
         budget = Budget(steps=self.options.steps)
-        with self.adapters, Terms(self.flow, self.text, self.projector, self.layer) as terms:
+        parts = Terms(self.flow, self.text, self.projector, self.layer, self.attention)
+        with self.adapters, parts as terms:
             fit(self.stage, budget, lambda number: self._terms(terms, number), on_save, every, on_step)
 
     def result(self) -> dict[str, Adapter]:
@@ -97,25 +154,40 @@ class FineTune:
         return int((number + 1) * ratio) > int(number * ratio)
 
     def _terms(self, terms: Terms, number: int) -> dict[str, Tensor]:
+        part = self._drawing if self.draws(number) else self._captioning
+        return part(terms, number)
+
+    def _captioning(self, terms: Terms, number: int) -> dict[str, Tensor]:
+        found = self._answers(terms, self.learnt, number)
+        if self.dreamt is not None:
+            found["kept"] = self._answers(terms, self.dreamt, number)["answer"]
+        return found
+
+    def _answers(self, terms: Terms, material: _Material, number: int) -> dict[str, Tensor]:
+        rows = self._rows(material, number)
+        asked = pack([material.asked[row] for row in rows], self.tokenizer).to(self.device)
+        return terms.understanding(asked, self._stacked(material.examples.seen, rows))
+
+    def _drawing(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, generator = streams(self.options.seed, number, self.device)
-        rows = batch_rows(number, self.options.batch, len(self.examples.texts), self.options.seed)
-        if not self.draws(number):
-            asked = pack([self._asked[row] for row in rows], self.tokenizer).to(self.device)
-            return terms.understanding(asked, self._stacked(self.examples.seen, rows))
-        prompts = self._prefix([self._prompts[row] for row in rows], words)
-        features = self._stacked(self.examples.aligned, rows) if self._aligns() else None
-        found = terms.generation(prompts, self._stacked(self.examples.latents, rows), features, generator)
+        rows = self._rows(self.learnt, number)
+        prompts, latents = self._prefix(self.learnt, rows, words), self._stacked(self.learnt.examples.latents, rows)
+        features = self._stacked(self.learnt.examples.aligned, rows) if self._aligns() else None
+        found = terms.generation(prompts, latents, features, generator)
         if features is not None and self.options.repa_stop < 0 and number % EVERY == 0:
             self._compare(found, number)
-        if self.dreams is not None:
-            rows = batch_rows(number, self.options.batch, len(self.dreams.texts), self.options.seed)
-            prompts = self._prefix([self._dreamt[row] for row in rows], words)
-            latents = self._stacked(self.dreams.latents, rows)
+        if self.dreamt is not None:
+            rows = self._rows(self.dreamt, number)
+            prompts, latents = self._prefix(self.dreamt, rows, words), self._stacked(self.dreamt.examples.latents, rows)
             found["kept"] = terms.faithful(prompts, latents, generator, self.adapters.paused())
         return found
 
-    def _prefix(self, ids: Sequence[list[int]], words: random.Random) -> Prefix:
+    def _rows(self, material: _Material, number: int) -> list[int]:
+        return batch_rows(number, self.options.batch, len(material.examples.texts), self.options.seed)
+
+    def _prefix(self, material: _Material, rows: Sequence[int], words: random.Random) -> Prefix:
         """Prompts, some of which are dropped to BOS alone, as inference has them."""
+        ids = [material.prompts[row] for row in rows]
         kept = [row[:1] if words.random() < self.options.drop else row for row in ids]
         embeddings = [self.text.encode_prompt(torch.tensor(row, device=self.device)) for row in kept]
         return Prefix.join(embeddings, [len(row) for row in ids])

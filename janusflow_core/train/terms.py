@@ -128,7 +128,7 @@ class Terms:
         v = self.flow.flow(z, t, prompt, positions, mask, None, self.attention)
         terms = {"flow": flow_loss(v, x, noise)}
         if features is not None:
-            projected = self.projector(self._hidden[0][:, -features.shape[1] :])
+            projected = self.projector(self._hidden[0][:, -features.shape[1] :].float())
             terms["repa"] = repa_loss(projected, features)
         return terms
 

@@ -24,6 +24,7 @@ from janusflow_core.layout import describe_files, save_folder
 from janusflow_core.model import JanusFlow
 from janusflow_core.pipeline import JanusFlowPipeline
 from janusflow_core.tokenizer import JanusTokenizer, Message, ProcessorConfig
+from janusflow_core.train.subject import Subject
 from janusflow_core.vae import LatentCodec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -194,6 +195,20 @@ def micro_pipeline(codec: LatentCodec | None = None, seed: int = 0, **language: 
 def micro() -> JanusFlowPipeline:
     """The same, shared: not to be changed."""
     return micro_pipeline()
+
+
+def new_subject(pipe: JanusFlowPipeline) -> Subject:
+    """A pipeline as fine-tuning sees it; without a codec, latents stand for pixels in both directions."""
+    encode, decode = (pipe.codec.encode, pipe.codec.decode) if pipe.codec else (_shrink, _grow)
+    return Subject(pipe.model, pipe.model, pipe.tokenizer, pipe.image_config, encode, decode)
+
+
+def _shrink(pixels: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(pixels, 8)[:, [0, 1, 2, 0]]
+
+
+def _grow(latents: Tensor) -> Tensor:
+    return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3).clamp(0, 1)
 
 
 def write_folder(path: Path, pipe: JanusFlowPipeline, codec: bool = False) -> Path:

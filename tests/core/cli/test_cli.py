@@ -293,7 +293,8 @@ def test_control_c_ends_with_130_and_leaves_no_picture(capsys, tmp_path):
 
 def test_training_has_a_budget_and_a_start():
     command = parse(["train", "tiny", "--minutes", "2.5", "--from", "a.safetensors"])
-    assert (command.minutes, command.start, command.out) == (2.5, Path("a.safetensors"), Path("runs/tiny"))
+    recipe = command.recipe
+    assert (recipe.minutes, recipe.start, recipe.out) == (2.5, Path("a.safetensors"), Path("runs/tiny"))
 
 
 def test_training_without_time_is_refused(capsys, tmp_path):

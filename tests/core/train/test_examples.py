@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from golden import micro_pipeline, new_codec
+from golden import micro_pipeline, new_codec, new_subject
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from janusflow_core.image import preprocess
-from janusflow_core.train.examples import Captioned, Examples, Eyes, batch_rows, read_folder, square_crop
+from janusflow_core.train.examples import Captioned, Examples, batch_rows, read_folder, square_crop
 
 
 def stock(folder, **texts):
@@ -52,16 +52,12 @@ def test_what_cannot_be_learnt_from_is_refused(tmp_path):
 def test_a_broken_picture_is_named_and_left_out(tmp_path):
     stock(tmp_path, a="a cat", b="a dog", c="a cow")
     (tmp_path / "b.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
-    examples, eyes = Examples(), own_eyes(micro_pipeline(new_codec()))
+    examples, subject = Examples(), new_subject(micro_pipeline(new_codec()))
     for one in read_folder(tmp_path):
-        examples.add(one, eyes, draws=True, aligns=True, asks=True)
+        examples.add(one, subject, draws=True, aligns=True, asks=True)
     assert examples.texts == ["a cat", "a cow"] and len(examples.latents) == len(examples.seen) == 2
     (problem,) = examples.problems
     assert problem.startswith("b.png: ")
-
-
-def own_eyes(pipe):
-    return Eyes(pipe._need_codec().encode, pipe.model.image_features, pipe.image_config)
 
 
 def test_what_is_drawn_is_the_middle_and_what_is_described_the_whole():
@@ -69,7 +65,7 @@ def test_what_is_drawn_is_the_middle_and_what_is_described_the_whole():
     picture = Image.new("RGB", (80, 40), "red")
     picture.paste("blue", (20, 0, 60, 40))
     examples = Examples()
-    examples.add(Captioned("x", "a thing", lambda: picture), own_eyes(pipe), draws=True, aligns=True, asks=True)
+    examples.add(Captioned("x", "a thing", lambda: picture), new_subject(pipe), draws=True, aligns=True, asks=True)
     blue = Image.new("RGB", (32, 32), "blue")
     with torch.no_grad():
         latent = pipe._need_codec().encode(torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(1, 3, 32, 32))

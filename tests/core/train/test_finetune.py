@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import assert_close, micro_pipeline, recipe
+from golden import assert_close, micro_pipeline, new_subject, recipe
 from pydantic import ValidationError
 
 from janusflow_core.lora import LoraStack, save_lora
@@ -36,7 +36,7 @@ def new(folder: Path, dreams: Examples | None = None, pipe=None, **options) -> F
     pipe = pipe or micro_pipeline()
     chosen = FineTuneOptions(**{"steps": 6, "batch": 2, "rank": 2, "warmup": 1, **options})
     state = folder / "state.safetensors"
-    return FineTune(pipe.model, pipe.model, pipe.tokenizer, examples(), chosen, state, dreams)
+    return FineTune(new_subject(pipe), examples(), chosen, state, dreams)
 
 
 def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
@@ -134,7 +134,7 @@ def test_a_lost_loss_ends_in_a_sentence_and_the_last_good_weights(tmp_path):
 
     def spoil(progress, means):
         if tuning.stage.step == 60:
-            tuning.examples.latents[0] = torch.full((4, 4, 4), torch.nan)
+            tuning.learnt.examples.latents[0] = torch.full((4, 4, 4), torch.nan)
 
     with pytest.raises(Diverged, match=r"diverged at step 6\d \(flow is nan\); the weights of step 50 are kept"):
         tuning.run(spoil)
@@ -146,7 +146,7 @@ def test_an_exploding_loss_is_noticed(tmp_path):
 
     def spoil(progress, means):
         if tuning.stage.step == 20:
-            tuning.examples.latents = [1e3 * latent for latent in tuning.examples.latents]
+            tuning.learnt.examples.latents = [1e3 * latent for latent in tuning.learnt.examples.latents]
 
     with pytest.raises(Diverged, match=r"went up to .* the weights of step 0 are kept"):
         tuning.run(spoil)
@@ -192,4 +192,4 @@ def test_no_picture_is_refused(tmp_path):
     pipe = micro_pipeline()
     for none, words in ((Examples(), "no picture to learn from"), (Examples(problems=["a.png: broken"]), "a.png")):
         with pytest.raises(ValueError, match=words):
-            FineTune(pipe.model, pipe.model, pipe.tokenizer, none, FineTuneOptions(), tmp_path / "state.safetensors")
+            FineTune(new_subject(pipe), none, FineTuneOptions(), tmp_path / "state.safetensors")

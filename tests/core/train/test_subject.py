@@ -1,0 +1,34 @@
+"""What a model dreams: its own flow without a prompt, and its own words for it."""
+
+import pytest
+import torch
+from golden import assert_close, micro_pipeline, new_codec, new_subject
+
+from janusflow_core.image import from_tensor, preprocess
+from janusflow_core.model import Prefix
+from janusflow_core.sampling import draw_noise, integrate, time_grid
+
+
+@torch.no_grad()
+def test_dreams_are_the_flow_behind_bos_alone_and_captions_what_describe_says():
+    pipe = micro_pipeline(new_codec())
+    starts = [3, 9, 4, 4, 4, 4, 4, 4, 7]  # more than one batch
+    dreams = new_subject(pipe).dream(starts, seed=5, steps=3)
+    assert len(dreams.texts) == len(dreams.latents) == len(dreams.seen) == len(starts)
+    bos = pipe.model.encode_prompt(torch.tensor([pipe.tokenizer.bos_id]))
+    for row in (1, 8):
+        alone = Prefix.join([bos], [starts[row]])
+        velocity = lambda z, t, prefix=alone: pipe.model.velocity(z, torch.full((1,), t), prefix)  # noqa: E731
+        expected = integrate(velocity, draw_noise((4, 4, 4), [5 + row]), time_grid(3))
+        assert_close(dreams.latents[row], expected[0], 1e-4)
+        (picture,) = from_tensor(pipe.codec.decode(dreams.latents[row][None]).permute(0, 2, 3, 1))
+        assert dreams.texts[row] == pipe.describe(picture, max_new_tokens=48)
+        assert_close(dreams.seen[row], pipe.model.image_features(preprocess(picture, pipe.image_config)[None])[0], 1e-5)
+
+
+def test_a_dream_can_be_cancelled():
+    def stop(done):
+        raise KeyboardInterrupt(done)
+
+    with pytest.raises(KeyboardInterrupt, match="2"):
+        new_subject(micro_pipeline(new_codec())).dream([3, 3], seed=0, steps=1, on_picture=stop)
