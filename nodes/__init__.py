@@ -5,6 +5,7 @@ from __future__ import annotations
 from .decode import JanusFlowVAEDecode
 from .describe import JanusFlowDescribe
 from .encode import JanusFlowEncodePrompt
+from .finetune import JanusFlowREPAFineTune
 from .load import JanusFlowLoader
 from .native.compat import ComfyExtension, io
 from .native.files import register_model_folder
@@ -16,6 +17,7 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowSampler,
     JanusFlowVAEDecode,
     JanusFlowDescribe,
+    JanusFlowREPAFineTune,
 ]
 
 

@@ -154,7 +154,7 @@ class Lora(LoadOptions):
         texts, step = tuning.learnt.examples.texts[:SHOWN], tuning.stage.step
         told: dict[str, Any] = {"step": step, "texts": texts}
         if self.settings.teach != "captioning":
-            row = side_by_side(pipe.generate(texts))
+            row = side_by_side(tuning.subject.draw(texts, pipe.drawing))
             told["picture"] = save_new(self._folder, f"step_{step:06d}", row, {}).name
         if self.settings.teach != "generation":
             seen = tuning.learnt.examples.seen[:SHOWN]

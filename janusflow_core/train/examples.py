@@ -89,6 +89,7 @@ class Examples:
         """Look at one picture, or note why that cannot be."""
         try:
             picture = captioned.open()
+            check_size(picture, sight.image.image_size)
         except (OSError, ValueError) as error:
             self.problems.append(f"{captioned.name}: {error}")
             return
@@ -100,6 +101,12 @@ class Examples:
                 self.aligned.append(sight.see(preprocess(square, sight.image)[None])[0].cpu())
         if asks:
             self.seen.append(sight.see(preprocess(picture, sight.image)[None])[0].cpu())
+
+
+def check_size(picture: Image.Image, size: int) -> None:
+    """Raise ValueError for a picture that would have to be enlarged more than four times."""
+    if min(picture.size) * 4 < size:
+        raise ValueError(f"{picture.width} x {picture.height} pixels are too few, the model draws {size} x {size}")
 
 
 def square_crop(picture: Image.Image, size: int) -> Image.Image:

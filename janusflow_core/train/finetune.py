@@ -101,19 +101,23 @@ class FineTune:
         state: Path,
         dreams: Examples | None = None,
     ) -> None:
-        if not examples.texts:
-            raise ValueError("there is no picture to learn from: " + (examples.problems or ["give some"])[0])
+        if len(examples.texts) < 2:
+            left = f": left out {examples.problems[0]}" if examples.problems else ""
+            count = "one picture" if examples.texts else "no picture"
+            raise ValueError(f"there is {count} to learn from, at least two are needed{left}")
         self.subject = subject
-        self.flow, self.text, self.tokenizer = subject.flow, subject.text, subject.tokenizer
-        self.device, self.attention = subject.device, subject.attention
+        self.device, self.tokenizer = subject.device, subject.tokenizer
         self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
         self.dreamt = _Material.of(self.tokenizer, dreams, options.question) if dreams and dreams.texts else None
         layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), options.parts)
         self.adapters = Adapters(layers, options.rank, options.alpha or None, options.kind, options.seed)
-        self.layer = options.repa_layer or max(1, round(self.flow.config.language.num_hidden_layers / 4))
+        depth = subject.flow.config.language.num_hidden_layers
+        self.layer = options.repa_layer or max(1, round(depth / 4))
+        if self.layer > depth:
+            raise ValueError(f"got layer {self.layer} to align (REPA), expected 1 to {depth}")
         self.projector = self._new_projector()
         trained = {**dict(self.adapters.named_parameters()), **dict(self.projector.named_parameters("projector"))}
-        height = options.learning_rate or 0.6 / self.flow.config.language.hidden_size
+        height = options.learning_rate or 0.6 / subject.flow.config.language.hidden_size
         optimizer = Optimizer(trained.items(), adam_lr=height, betas=(0.9, 0.99), eight_bit=options.eight_bit)
         rate = {"cosine": cosine, "constant": constant}[options.schedule]
         self.stage = Stage(
@@ -133,14 +137,15 @@ class FineTune:
             return nn.Identity()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
-            return new_projector(self.flow.config, self.options.repa_projector).to(self.device)
+            return new_projector(self.subject.flow.config, self.options.repa_projector).to(self.device)
 
     def run(
         self, on_step: OnStep | None = None, on_save: Callable[[], None] | None = None, every: float = 60.0
     ) -> None:
         """Train what is left of the steps; `on_step` may raise to stop. Raises Diverged as `fit` does."""
         budget = Budget(steps=self.options.steps)
-        parts = Terms(self.flow, self.text, self.projector, self.layer, self.attention)
+        subject = self.subject
+        parts = Terms(subject.flow, subject.text, self.projector, self.layer, subject.attention, dtype=subject.dtype)
         with self.adapters, parts as terms:
             fit(self.stage, budget, lambda number: self._terms(terms, number), on_save, every, on_step)
 
@@ -189,8 +194,7 @@ class FineTune:
         """Prompts, some of which are dropped to BOS alone, as inference has them."""
         ids = [material.prompts[row] for row in rows]
         kept = [row[:1] if words.random() < self.options.drop else row for row in ids]
-        embeddings = [self.text.encode_prompt(torch.tensor(row, device=self.device)) for row in kept]
-        return Prefix.join(embeddings, [len(row) for row in ids])
+        return Prefix.join([self.subject.prompt(row) for row in kept], [len(row) for row in ids])
 
     def _stacked(self, tensors: list[Tensor], rows: list[int]) -> Tensor:
         return torch.stack([tensors[row] for row in rows]).to(self.device)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .. import decoding, sampling
 from ..attention import Attention, sdpa
+from ..drawing import DrawingConfig
 from ..image import ImageConfig, from_tensor, preprocess
 from ..model import JanusFlow, Prefix, flow_tokens
 from ..tokenizer import JanusTokenizer
@@ -35,10 +37,19 @@ class Subject:
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
     attention: Attention = sdpa
+    dtype: torch.dtype | None = None  # what the layers of `flow` compute in, where their weights do not tell
+
+    def prompt(self, ids: Sequence[int]) -> Tensor:
+        """The embeddings (L, D) of a prompt, as `flow` takes them."""
+        return self.text.encode_prompt(torch.tensor(ids, device=self.device)).to(self.dtype)
 
     @property
     def device(self) -> torch.device:
         return next(self.flow.parameters()).device
+
+    def conversation(self, ids: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
+        """The embeddings (B, T, D) of conversations about pictures, as `flow` takes them."""
+        return self.text.embed_conversation(ids, image_mask, features).to(self.dtype)
 
     @torch.no_grad()
     def see(self, pixels: Tensor) -> Tensor:
@@ -60,8 +71,9 @@ class Subject:
             some = list(starts[first : first + decoding.AT_ONCE])
             shape = (self.flow.config.flow.latent_channels, side, side)
             noise = sampling.draw_noise(shape, [seed + first + row for row in range(len(some))]).to(self.device)
-            latents = sampling.integrate(self._unprompted(some, side), noise, sampling.time_grid(steps))
-            pictures = from_tensor(self.decode(latents).permute(0, 2, 3, 1).cpu().float())
+            bos = [self.prompt([self.tokenizer.bos_id])] * len(some)
+            latents = sampling.integrate(self._velocity(Prefix.join(bos, some), side), noise, sampling.time_grid(steps))
+            pictures = self._pictures(latents)
             seen = self.see(torch.stack([preprocess(picture, self.image) for picture in pictures]))
             dreams.texts += self.answers(list(seen), "Describe the image.")
             dreams.latents += list(latents.float().cpu())
@@ -70,10 +82,28 @@ class Subject:
                 on_picture(len(dreams.texts))
         return dreams
 
-    def _unprompted(self, starts: Sequence[int], side: int) -> sampling.Velocity:
-        bos = self.text.encode_prompt(torch.tensor([self.tokenizer.bos_id], device=self.device))
-        prompts = self.flow.prefill(Prefix.join([bos] * len(starts), starts), flow_tokens(side, side), self.attention)
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], drawing: DrawingConfig, seed: int = 0) -> list[Image.Image]:
+        """Pictures of some prompts at the trained size, as inference draws them: how far the training has come."""
+        side, count = self.image.image_size // 8, len(prompts)
+        ids = [self.tokenizer.generation_ids(prompt) for prompt in prompts]
+        rows = [self.prompt(row) for row in (*ids, *(row[:1] for row in ids))]
+        velocity = self._velocity(Prefix.join(rows, 2 * [len(row) for row in ids]), side)
+
+        def guided(z: Tensor, t: float) -> Tensor:
+            v = velocity(z.repeat(2, 1, 1, 1), t)
+            return sampling.guide(v[:count], v[count:], drawing.guidance)
+
+        shape = (self.flow.config.flow.latent_channels, side, side)
+        noise = sampling.draw_noise(shape, [seed + row for row in range(count)]).to(self.device)
+        return self._pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps)))
+
+    def _velocity(self, prompts: Prefix, side: int) -> sampling.Velocity:
+        prompts = self.flow.prefill(prompts, flow_tokens(side, side), self.attention)
         return lambda z, t: self.flow.velocity(z, torch.full((len(z),), t, device=z.device), prompts, self.attention)
+
+    def _pictures(self, latents: Tensor) -> list[Image.Image]:
+        return from_tensor(self.decode(latents).permute(0, 2, 3, 1).cpu().float())
 
     @torch.no_grad()
     def answers(self, seen: Sequence[Tensor], question: str) -> list[str]:
@@ -84,7 +114,7 @@ class Subject:
             self.flow.language_model.model,
             self.text.logits,
             self.text.encode_prompt,
-            self.text.embed_conversation(ids, self.tokenizer.image_mask(ids), torch.stack(tuple(seen)).to(self.device)),
+            self.conversation(ids, self.tokenizer.image_mask(ids), torch.stack(tuple(seen)).to(self.device)),
             torch.ones_like(ids, dtype=torch.bool),
             eos=self.tokenizer.eos_id,
             max_new_tokens=LONGEST,

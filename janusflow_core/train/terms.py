@@ -53,7 +53,8 @@ class Terms:
 
     `flow` is the half that draws and `text` the one that reads and speaks: the same module where it is whole.
     `compiled` may be torch.compile or the like; it gets the parts whose shapes are those of their tensors alone.
-    `time_mean` is that of the times' logit (see `sampling.logit_normal`).
+    `time_mean` is that of the times' logit (see `sampling.logit_normal`), `dtype` what `flow` takes where `text` gives
+    another.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Terms:
         attention: Attention = sdpa,
         compiled: Callable[[Any], Any] = lambda function: function,
         time_mean: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.flow, self.text = flow, text
         self.projector, self.layer, self.attention = projector, layer, attention
-        self.time_mean = time_mean
+        self.time_mean, self.dtype = time_mean, dtype
         self._draw, self._answer = compiled(self._drawing), compiled(self._answering)
         self._watching = ExitStack()
 
@@ -110,7 +112,7 @@ class Terms:
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:
         """Response loss (B,) of conversations about one picture each, given as `features` (B, N, W) (paper, eq. 6)."""
-        embeddings = self.text.embed_conversation(asked.ids, asked.image_mask, features)
+        embeddings = self.text.embed_conversation(asked.ids, asked.image_mask, features).to(self.dtype)
         return {"answer": self._answer(embeddings, asked.positions, segment_mask(asked.segments), asked.labels)}
 
     def _drawing(

@@ -24,6 +24,7 @@ NODES = {
     "sample": "JanusFlowSampler",
     "decode": "JanusFlowVAEDecode",
     "describe": "JanusFlowDescribe",
+    "finetune": "JanusFlowREPAFineTune",
 }
 
 

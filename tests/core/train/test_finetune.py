@@ -31,6 +31,10 @@ def examples(count: int = 4, seed: int = 0) -> Examples:
 SHAPES = {"latents": (4, 4, 4), "aligned": (4, 16), "seen": (4, 16)}
 
 
+def terms_of(tuning: FineTune) -> Terms:
+    return Terms(tuning.subject.flow, tuning.subject.text, tuning.projector, 1)
+
+
 def new(folder: Path, dreams: Examples | None = None, pipe=None, **options) -> FineTune:
     folder.mkdir(exist_ok=True)
     pipe = pipe or micro_pipeline()
@@ -43,7 +47,7 @@ def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
     """Every prompt dropped: BOS alone, the time token where the whole prompt would have had it."""
     tuning = new(tmp_path, drop=1.0, seed=3)
     pipe, own = micro_pipeline(), examples()
-    with tuning.adapters, Terms(tuning.flow, tuning.text, tuning.projector, 1) as terms:
+    with tuning.adapters, terms_of(tuning) as terms:
         found = tuning._terms(terms, 5)
     assert found.keys() == {"flow"}
     rows = batch_rows(5, 2, 4, 3)
@@ -61,7 +65,7 @@ def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
 
 def test_a_captioning_step_costs_the_answers_tokens(tmp_path):
     tuning = new(tmp_path, teach="captioning", question="What is it?")
-    with tuning.adapters, Terms(tuning.flow, tuning.text, tuning.projector, 1) as terms:
+    with tuning.adapters, terms_of(tuning) as terms:
         found = tuning._terms(terms, 0)
         own, rows = examples(), batch_rows(0, 2, 4, 0)
         tokenizer = tuning.tokenizer
@@ -74,7 +78,7 @@ def test_a_captioning_step_costs_the_answers_tokens(tmp_path):
 def test_what_is_kept_is_how_the_plain_model_drew(tmp_path):
     dreams = examples(3, seed=1)
     tuning = new(tmp_path, dreams=dreams)
-    with tuning.adapters, Terms(tuning.flow, tuning.text, tuning.projector, 1) as terms:
+    with tuning.adapters, terms_of(tuning) as terms:
         before = tuning._terms(terms, 0)["kept"]
         for name, weight in tuning.adapters.named_parameters():
             weight.data += 0.2 * recipe(name, weight.shape, 0)
@@ -88,15 +92,15 @@ def test_what_is_kept_is_how_the_plain_model_drew(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"kind": "dora", "accumulate": 2}, {"parts": ("mlp", "generation", "head")}])
 def test_it_learns_and_leaves_the_model_as_it_was(teach, options, tmp_path):
     tuning = new(tmp_path, teach=teach, steps=60, learning_rate=0.02, **options)
-    plain, told = {name: w.clone() for name, w in tuning.flow.named_parameters()}, []
+    plain, told = {name: w.clone() for name, w in tuning.subject.flow.named_parameters()}, []
     tuning.run(lambda progress, means: told.append(means))
     for name in {"generation": ["flow"], "captioning": ["answer"], "both": ["flow", "answer"]}[teach]:
         costs = [means[name] for means in told if name in means]
         assert sum(costs[-10:]) < 0.9 * sum(costs[:10]), (name, costs)
-    assert all(torch.equal(weight, plain[name]) for name, weight in tuning.flow.named_parameters())
-    assert not any(layer._forward_hooks for layer in tuning.flow.modules())
+    assert all(torch.equal(weight, plain[name]) for name, weight in tuning.subject.flow.named_parameters())
+    assert not any(layer._forward_hooks for layer in tuning.subject.flow.modules())
     save_lora(tmp_path / "lora.safetensors", tuning.result(), {})
-    assert LoraStack(tuning.flow).add(tmp_path / "lora.safetensors") == len(tuning.adapters.changes)
+    assert LoraStack(tuning.subject.flow).add(tmp_path / "lora.safetensors") == len(tuning.adapters.changes)
 
 
 @pytest.mark.parametrize("options", [{}, {"teach": "both", "kind": "dora", "repa": 0.5, "accumulate": 2}])
@@ -181,6 +185,11 @@ def test_alignment_ends_for_good_when_it_works_against_drawing(tmp_path):
     assert not new(tmp_path, repa=0.5)._aligns()
 
 
+def test_a_layer_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="got layer 3 .* expected 1 to 2"):
+        new(tmp_path, repa=0.5, repa_layer=3)
+
+
 def test_options_have_bounds():
     for wrong in ({"steps": 0}, {"rank": 0}, {"drop": 1.5}, {"teach": "all"}, {"parts": ("vae",)}, {"typo": 1}):
         with pytest.raises(ValidationError):
@@ -188,8 +197,11 @@ def test_options_have_bounds():
     assert json.loads(FineTuneOptions().model_dump_json())["rank"] == 16
 
 
-def test_no_picture_is_refused(tmp_path):
-    pipe = micro_pipeline()
-    for none, words in ((Examples(), "no picture to learn from"), (Examples(problems=["a.png: broken"]), "a.png")):
+def test_too_few_pictures_are_refused(tmp_path):
+    for few, words in (
+        (Examples(), "no picture to learn from"),
+        (examples(1), "one picture to learn from, at least two"),
+        (Examples(problems=["a.png: broken"]), "left out a.png: broken"),
+    ):
         with pytest.raises(ValueError, match=words):
-            FineTune(new_subject(pipe), none, FineTuneOptions(), tmp_path / "state.safetensors")
+            FineTune(new_subject(micro_pipeline()), few, FineTuneOptions(), tmp_path / "state.safetensors")

@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden import assert_close, micro_pipeline, new_codec, new_subject
 
+from janusflow_core.drawing import DrawingConfig
 from janusflow_core.image import from_tensor, preprocess
 from janusflow_core.model import Prefix
 from janusflow_core.sampling import draw_noise, integrate, time_grid
@@ -24,6 +25,14 @@ def test_dreams_are_the_flow_behind_bos_alone_and_captions_what_describe_says():
         (picture,) = from_tensor(pipe.codec.decode(dreams.latents[row][None]).permute(0, 2, 3, 1))
         assert dreams.texts[row] == pipe.describe(picture, max_new_tokens=48)
         assert_close(dreams.seen[row], pipe.model.image_features(preprocess(picture, pipe.image_config)[None])[0], 1e-5)
+
+
+def test_what_is_drawn_in_between_is_what_generate_draws():
+    pipe = micro_pipeline(new_codec())
+    drawing = DrawingConfig(steps=3, guidance=2.5)
+    drawn = new_subject(pipe).draw(["a red circle", "two"], drawing, seed=4)
+    expected = pipe.generate(["a red circle", "two"], steps=3, guidance=2.5, seed=4)
+    assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in expected]
 
 
 def test_a_dream_can_be_cancelled():
