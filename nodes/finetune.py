@@ -102,7 +102,7 @@ class JanusFlowREPAFineTune(io.ComfyNode):
 
     @classmethod
     def execute(cls, **lists: Any) -> io.NodeOutput:
-        given = {name: values[0] if values else None for name, values in lists.items()}
+        given = {name: _first(values) for name, values in lists.items()}
         model, clip, vae = given["model"], given["clip"], given["vae"]
         if not isinstance(model.model, JanusFlowModel) or not isinstance(clip, JanusFlowCLIP):
             raise ValueError("REPA Fine-tune needs JanusFlow's MODEL and CLIP: connect those of Load JanusFlow.")
@@ -191,6 +191,13 @@ def _advanced() -> list[Any]:
             tooltip="Steps between two previews of the first text; 0 shows none.",
         ),
     ]
+
+
+def _first(values: Any) -> Any:
+    """The one value of an input, all of which come as lists; a group of them comes as a dictionary of lists."""
+    if isinstance(values, Mapping):
+        return {name: _first(inner) for name, inner in values.items()}
+    return values[0] if values else None
 
 
 def _options(given: Mapping[str, Any]) -> FineTuneOptions:

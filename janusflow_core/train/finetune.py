@@ -145,7 +145,15 @@ class FineTune:
         """Train what is left of the steps; `on_step` may raise to stop. Raises Diverged as `fit` does."""
         budget = Budget(steps=self.options.steps)
         subject = self.subject
-        parts = Terms(subject.flow, subject.text, self.projector, self.layer, subject.attention, dtype=subject.dtype)
+        parts = Terms(
+            subject.flow,
+            subject.text,
+            self.projector,
+            self.layer,
+            subject.attention,
+            time_mean=self.options.time_mean,
+            dtype=subject.dtype,
+        )
         with self.adapters, parts as terms:
             fit(self.stage, budget, lambda number: self._terms(terms, number), on_save, every, on_step)
 

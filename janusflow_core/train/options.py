@@ -41,6 +41,9 @@ class FineTuneOptions(Part):
     parts: tuple[PartName, ...] = ("attention", "mlp")
     """Layers that are changed: attention and mlp of the language model, the generation encoder and decoder, or the head
     that chooses words."""
+    time_mean: float = Field(default=0.0, ge=-3, le=3)
+    """Mean of the times' logit: 0 is the paper's; below 0 more of them lie near the noise, where flat pictures are
+    decided."""
     drop: float = Field(default=0.1, ge=0, le=1)
     """Share of prompts that are dropped, for guidance."""
     dreams: int = Field(default=48, ge=0)

@@ -57,7 +57,8 @@ def train(pack, loaded=None, **changed):
     images, texts = changed.pop("pictures", pictures())
     given = {"model": model, "clip": clip, "vae": vae, "images": images, "texts": texts, **SETTINGS, **changed}
     node = pack.node("finetune")
-    return node(**{name: value if name in ("images", "texts") else [value] for name, value in given.items()})
+    given["repa"] = {name: [value] for name, value in given["repa"].items()}  # as the server hands them over
+    return node(**{name: value if name in ("images", "texts", "repa") else [value] for name, value in given.items()})
 
 
 def draw(pack, model, clip):
