@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from janusflow_core.host.find import find_comfyui
 from janusflow_core.host.server import Server
@@ -40,14 +40,14 @@ def run(server: Server, path: Path) -> tuple[Path, str]:
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
     words = [text for output in result.outputs.values() for text in output.get("text", ())]
-    return server.output_path(result.images[0]), words[0] if words else ""
+    return server.output_path(result.images[0]), words[0].splitlines()[0] if words else ""
 
 
 def thumbnail(picture: Image.Image, words: str) -> Image.Image:
     """A square of the picture, with a strip of words under it where there are any."""
     side = SIDE - STRIP if words else SIDE
     card = Image.new("RGB", (SIDE, SIDE), "white")
-    card.paste(picture.resize((side, side), Image.Resampling.LANCZOS), ((SIDE - side) // 2, 0))
+    card.paste(ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, "white"), ((SIDE - side) // 2, 0))
     lines = "\n".join(textwrap.wrap(words, 2 * (SIDE - LETTER) // LETTER, max_lines=2))
     ImageDraw.Draw(card).text(
         (SIDE // 2, SIDE - STRIP // 2), lines, "black", ImageFont.load_default(LETTER), anchor="mm", align="center"

@@ -109,7 +109,9 @@ class FineTune:
         self.device, self.tokenizer = subject.device, subject.tokenizer
         self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
         self.dreamt = _Material.of(self.tokenizer, dreams, options.question) if dreams and dreams.texts else None
-        layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), options.parts)
+        idle = {"generation": "head", "captioning": "generation", "both": None}[options.teach]
+        parts = [part for part in options.parts if part != idle]
+        layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), parts)
         self.adapters = Adapters(layers, options.rank, options.alpha or None, options.kind, options.seed)
         depth = subject.flow.config.language.num_hidden_layers
         self.layer = options.repa_layer or max(1, round(depth / 4))

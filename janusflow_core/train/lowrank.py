@@ -31,7 +31,7 @@ PARTS: dict[str, str] = {
 
 def chosen_layers(halves: Iterable[nn.Module], parts: Iterable[str]) -> dict[str, nn.Module]:
     """The linear and convolution layers in some parts of a model, or of its halves, by their names."""
-    wanted = re.compile("|".join(PARTS[part] for part in parts))
+    wanted = re.compile("|".join([PARTS[part] for part in parts] or ["(?!)"]))
     named = (item for half in halves for item in half.named_modules())
     return {name: layer for name, layer in named if wanted.match(name) and _is_matrix(layer)}
 

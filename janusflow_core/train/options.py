@@ -20,7 +20,7 @@ class FineTuneOptions(Part):
 
     teach: Teach = "generation"
     """generation: to draw what the texts say; captioning: to say the texts of the pictures; or both."""
-    steps: int = Field(default=500, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Updates of the LoRA."""
     batch: int = Field(default=8, ge=1)
     """Pictures a batch."""
@@ -38,15 +38,15 @@ class FineTuneOptions(Part):
     """Scale of the LoRA; 0 takes the rank."""
     kind: Kind = "lora"
     """rslora scales by the root of the rank, for large ones; dora also turns the weights' lengths."""
-    parts: tuple[PartName, ...] = ("attention", "mlp")
-    """Layers that are changed: attention and mlp of the language model, the generation encoder and decoder, or the head
-    that chooses words."""
+    parts: tuple[PartName, ...] = ("attention", "mlp", "generation")
+    """Layers that are changed: attention and mlp of the language model, the generation encoder and decoder, the head
+    that chooses words; those that what is taught does not use are left out."""
     time_mean: float = Field(default=0.0, ge=-3, le=3)
     """Mean of the times' logit: 0 is the paper's; below 0 more of them lie near the noise, where flat pictures are
     decided."""
     drop: float = Field(default=0.1, ge=0, le=1)
     """Share of prompts that are dropped, for guidance."""
-    dreams: int = Field(default=48, ge=0)
+    dreams: int = Field(default=96, ge=0)
     """Pictures that the model first makes of no prompt, in its own words, to be held to; 0 lets it forget."""
     keep: float = Field(default=1.0, ge=0)
     """How much it is held to them."""

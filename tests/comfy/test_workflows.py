@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from janusflow_core.host.find import Json
 from janusflow_core.host.workflow import convert_workflow, findings, prompt_text
@@ -21,6 +22,7 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TEMPLATES = "/workflow_templates/ComfyUI-JanusFlow"
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
+FINE_TUNE = "JanusFlow fine-tune"  # its picture shows two side by side, before and after
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
 
@@ -74,7 +76,7 @@ def editor_widgets(inputs: Json, values: Iterator, prefix: str = "") -> Iterator
     """(input, its schema, value) in the order in which the editor stores the values of a node."""
     for name, spec in (*inputs.get("required", {}).items(), *inputs.get("optional", {}).items()):
         kind, options = spec[0], spec[1] if len(spec) > 1 else {}
-        if not (isinstance(kind, list) or kind in WIDGETS or "COMBO" in kind):  # a socket
+        if options.get("forceInput") or not (isinstance(kind, list) or kind in WIDGETS or "COMBO" in kind):  # a socket
             continue
         value = next(values)
         yield prefix + name, spec, value
@@ -98,7 +100,7 @@ def fits(value: object, spec: list) -> bool:
 
 
 def test_there_are_workflows_for_the_main_jobs():
-    jobs = ("text to image", "describe image", "there and back", "native nodes")
+    jobs = ("text to image", "describe image", "there and back", "native nodes", "fine-tune")
     assert {f"JanusFlow {job}" for job in jobs} <= set(NAMES)  # a template's title and all that is searched
 
 
@@ -142,9 +144,9 @@ def test_every_node_fits_its_schema(name, catalog):
         slots = [(output["name"], output["type"]) for output in node["outputs"]]
         assert slots == list(zip(schema["output_name"], schema["output"], strict=True))
         assert schema["input"]["required"].keys() <= given.keys()
-        values = iter(node["widgets_values"])
+        values, linked = iter(node["widgets_values"]), {slot["name"] for slot in node["inputs"] if slot["link"]}
         for widget, spec, value in editor_widgets(schema["input"], values):
-            assert fits(value, spec) and given[widget] == value, (node["type"], widget, value)
+            assert fits(value, spec) and (given[widget] == value or widget in linked), (node["type"], widget, value)
         assert list(values) == [], node["type"]
         assert all(isinstance(given[slot["name"]], list) for slot in node["inputs"] if slot["link"] is not None)
 
@@ -158,7 +160,7 @@ def test_it_runs_and_saves_what_it_promises(name, run):
     assert all(isinstance(text, str) and text.strip() for text in done.words) and (done.words or done.pictures)
     for path in done.pictures:
         with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.size == (96, 96)
+            assert picture.format == "PNG" and picture.size == (192 if name == FINE_TUNE else 96, 96)
             assert json.loads(picture.text["workflow"]) == done.workflow
             embedded = json.loads(picture.text["prompt"])
         # ComfyUI adds each node's fingerprint to the prompt.
@@ -186,7 +188,20 @@ def test_the_demo_finds_its_prompt_picture_and_words(run, server):
     assert parse_prompt(prompt_text(done.api)).kinds == (("purple", "heart"),)
 
 
-@every_workflow
+def test_fine_tuning_teaches_a_name(run, server):
+    """Before, `a valentine` is anything; after, it is what ten pictures were."""
+    done = run(FINE_TUNE)
+    learnt = next(node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"])
+    with Image.open(done.pictures[0]) as picture:
+        before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
+    assert judge(after, learnt) and not judge(before, learnt)
+    (report,) = done.words
+    assert report.startswith("finished: steps 0 to 150 of 150") and "10 pictures" in report
+    (saved,) = (server.base / "output" / "loras").glob("JanusFlow_150_steps_*.safetensors")
+    assert any(key.endswith("lora_up.weight") for key in load_file(saved))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != FINE_TUNE])
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]

@@ -19,7 +19,7 @@ from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main, parse
 from janusflow_core.lora import base_hash
 
-SETTINGS = ["--steps", 4, "--batch", 2, "--rank", 2, "--dreams", 2, "--sample-every", 2]
+SETTINGS = ["--steps", 4, "--batch", 2, "--rank", 2, "--dreams", 2, "--sample-every", 2, "--parts", "attention", "mlp"]
 
 
 @pytest.fixture(scope="module")

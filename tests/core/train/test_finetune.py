@@ -185,6 +185,15 @@ def test_alignment_ends_for_good_when_it_works_against_drawing(tmp_path):
     assert not new(tmp_path, repa=0.5)._aligns()
 
 
+def test_layers_that_are_not_used_are_left_out(tmp_path):
+    every = ("attention", "generation", "head")
+    drawn, said = (new(tmp_path / teach, teach=teach, parts=every).result() for teach in ("generation", "captioning"))
+    assert any("vision_gen" in name for name in drawn) and not any("lm_head" in name for name in drawn)
+    assert any("lm_head" in name for name in said) and not any("vision_gen" in name for name in said)
+    with pytest.raises(ValueError, match="no layer to train"):
+        new(tmp_path / "none", teach="captioning", parts=("generation",))
+
+
 def test_a_layer_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="got layer 3 .* expected 1 to 2"):
         new(tmp_path, repa=0.5, repa_layer=3)
