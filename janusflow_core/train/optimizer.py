@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -108,15 +108,34 @@ class Optimizer:
             f"{kind}.{index}.{name}": value
             for kind, optimizer in self.parts.items()
             for index, values in optimizer.state_dict()["state"].items()
-            for name, value in values.items()
+            for name, value in _flat(values)
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `tensors` gave."""
         for kind, optimizer in self.parts.items():
-            state: dict[int, dict[str, Tensor]] = {}
+            state: dict[int, dict[str, Any]] = {}
             for key, value in tensors.items():
                 of, index, name = key.split(".", 2)
                 if of == kind:
-                    state.setdefault(int(index), {})[name] = value
+                    _put(state.setdefault(int(index), {}), name, value)
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The state of one weight as tensors: bitsandbytes counts in an int, and keeps its momenta one floor down."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            # Copied, because its tables are the same tensors for all weights, which no file can hold.
+            yield from ((f"{name}.{inner}", tensor.clone()) for inner, tensor in _flat(value))
+        else:
+            yield name, torch.tensor(value) if isinstance(value, int) else value
+
+
+def _put(values: dict[str, Any], name: str, tensor: Tensor) -> None:
+    """The reverse for one tensor; torch's own counts are float32, so that an int64 was an int."""
+    outer, _, inner = name.partition(".")
+    if inner:
+        _put(values.setdefault(outer, {}), inner, tensor)
+    else:
+        values[name] = tensor.item() if tensor.dtype == torch.int64 else tensor

@@ -1,9 +1,14 @@
 """The optimizer: who goes where, how fast, and on again after a stop."""
 
+import sys
+
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from janusflow_core.train.optimizer import Optimizer, schedule
+from janusflow_core.weights import write_tensors
 
 
 def network() -> nn.Module:
@@ -51,3 +56,34 @@ def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped():
         learn(stopped, second, seed)
     for a, b in zip(straight.parameters(), stopped.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_eight_bits_learn_and_go_on_as_if_they_had_never_stopped(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="an optional library")
+    straight, stopped = (nn.Sequential(nn.Linear(128, 64), nn.Tanh(), nn.Linear(64, 64)) for _ in range(2))
+    x = torch.ones(2, 128)
+    stopped.load_state_dict(straight.state_dict())
+
+    def learn_on(net, optimizer, steps):
+        for _ in range(steps):
+            loss = (net(x) - 3).square().mean()
+            loss.backward()
+            optimizer.step(1.0)
+        return loss.item()
+
+    optimizer = Optimizer(straight.named_parameters(), adam_lr=0.01, eight_bit=True)
+    assert learn_on(straight, optimizer, 1) > 2 * learn_on(straight, optimizer, 9)
+    first = Optimizer(stopped.named_parameters(), adam_lr=0.01, eight_bit=True)
+    learn_on(stopped, first, 4)
+    write_tensors(tmp_path / "state.safetensors", first.tensors())
+    second = Optimizer(stopped.named_parameters(), adam_lr=0.01, eight_bit=True)
+    second.restore(load_file(tmp_path / "state.safetensors"))
+    learn_on(stopped, second, 6)
+    assert any(value.dtype == torch.uint8 for value in second.tensors().values())
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), stopped.parameters(), strict=True))
+
+
+def test_eight_bits_without_their_library_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match=r'pip install "bitsandbytes'):
+        Optimizer(network().named_parameters(), eight_bit=True)
