@@ -70,14 +70,8 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                     round=False,
                     tooltip="0 takes what suits the model's width: 3e-4 for JanusFlow-1.3B, 3e-3 for janusflow-tiny.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Same seed, same LoRA.",
-                ),
+                # Without control_after_generate: another seed is another run, which the state of this one does not fit.
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Same seed, same LoRA."),
                 io.String.Input(
                     "name",
                     default="janusflow",

@@ -26,7 +26,7 @@ from .loop import Budget, OnStep, Stage, fit, streams
 from .lowrank import Adapters, chosen_layers
 from .optimizer import Optimizer, constant, cosine
 from .options import FineTuneOptions
-from .subject import Subject
+from .subject import DESCRIBE, Subject
 from .terms import Terms, new_projector
 
 DREAM_SEED = 10**6  # so that no picture of a user's own seeds is a dream
@@ -108,7 +108,7 @@ class FineTune:
         self.subject = subject
         self.device, self.tokenizer = subject.device, subject.tokenizer
         self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
-        self.dreamt = _Material.of(self.tokenizer, dreams, options.question) if dreams and dreams.texts else None
+        self.dreamt = _Material.of(self.tokenizer, dreams, DESCRIBE) if dreams and dreams.texts else None
         idle = {"generation": "head", "captioning": "generation", "both": None}[options.teach]
         parts = [part for part in options.parts if part != idle]
         layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), parts)
@@ -131,7 +131,7 @@ class FineTune:
             lambda progress, step: rate(progress, step, max(options.warmup, 1)),
             decay=0.0,
             accumulate=options.accumulate,
-            about=json.dumps(options.model_dump(mode="json", exclude={"steps"})),
+            about=options.about(),
         )
 
     def _new_projector(self) -> nn.Module:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -68,7 +69,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.step, self.seconds = 0, 0.0
-        self.memory: dict[str, float] = {}
+        self.memory: dict[str, Any] = {}
         self.average = {name: p.detach().clone() for name, p in self.trained.items()}
         if self.file.exists():
             self._restore()
@@ -112,8 +113,8 @@ class Stage:
         told, tensors = TensorFile(self.file).metadata, load_file(self.file)
         if told.get("about", "") != self.about:
             raise ValueError(
-                f"{shown(self.file)} is a run of other settings ({told.get('about')}), now they are {self.about}: use "
-                "the same ones to go on, or another name to begin anew."
+                f"{shown(self.file)} is a run of other settings ({_differences(told.get('about'), self.about)}): "
+                "use the same ones to go on, or another name to begin anew."
             )
         self.step, self.seconds = int(told["step"]), float(told["seconds"])
         self.memory = json.loads(told.get("memory", "{}"))
@@ -123,6 +124,14 @@ class Stage:
         mark = "optimizer."
         self.optimizer.restore({key.removeprefix(mark): v for key, v in tensors.items() if key.startswith(mark)})
         log.info("%s goes on at step %d, after %.0f s", self.name, self.step, self.seconds)
+
+
+def _differences(before: str | None, now: str) -> str:
+    """What two descriptions in JSON say differently."""
+    old, new = (json.loads(text or "{}") for text in (before, now))
+    return ", ".join(
+        f"{name} {old.get(name)}, now {new.get(name)}" for name in new | old if old.get(name) != new.get(name)
+    )
 
 
 def fit(

@@ -21,6 +21,7 @@ from ..tokenizer import JanusTokenizer
 from .examples import Examples
 
 LONGEST = 48  # tokens of an answer
+DESCRIBE = "Describe the image."  # what dreams are asked
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Subject:
             latents = sampling.integrate(self._velocity(Prefix.join(bos, some), side), noise, sampling.time_grid(steps))
             pictures = self._pictures(latents)
             seen = self.see(torch.stack([preprocess(picture, self.image) for picture in pictures]))
-            dreams.texts += self.answers(list(seen), "Describe the image.")
+            dreams.texts += self.answers(list(seen), DESCRIBE)
             dreams.latents += list(latents.float().cpu())
             dreams.seen += list(seen.cpu())
             if on_picture is not None:

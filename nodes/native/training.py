@@ -23,6 +23,7 @@ from ...janusflow_core.train.finetune import FineTune, look_at, lora_metadata
 from ...janusflow_core.train.optimizer import Diverged
 from ...janusflow_core.train.options import FineTuneOptions
 from ...janusflow_core.train.subject import Subject
+from ...janusflow_core.weights import TensorFile
 from .clip import JanusFlowCLIP
 from .compat import check_cancelled, folder_paths, model_management, show_on_node, utils
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 NO_FOLDER = "none"
 PREVIEW = 512  # longest side in pixels
+DONE = "done"  # in the memory of a run that came to its end
 
 
 @contextmanager
@@ -105,13 +107,17 @@ class Run:
         self.drawing = model.model.model_config.drawing
         self.base = open_checkpoint(model.cached_patcher_init[1][0])
         self.folder, self.name = _run_folder(name)
-        if not resume:
+        if not resume or self._is_another_and_done():
             self.state.unlink(missing_ok=True)
-        self.losses: list[float] = []
 
     @property
     def state(self) -> Path:
         return self.folder / f"{self.name}_run" / "state.safetensors"
+
+    def _is_another_and_done(self) -> bool:
+        """Whether the state is of a run of other settings that came to its end: nothing is lost with it."""
+        told = TensorFile(self.state).metadata if self.state.exists() else {}
+        return DONE in json.loads(told.get("memory", "{}")) and told.get("about") != self.options.about()
 
     def train(self, subject: Subject, captioned: Sequence[Captioned]) -> tuple[dict[str, Tensor], Any, int, str]:
         """The LoRA's tensors, its losses, the steps done, and a report; after a cancel what was trained is kept."""
@@ -124,10 +130,11 @@ class Run:
 
         examples, dreams = look_at(subject, captioned, self.options, looked)
         tuning = FineTune(subject, examples, self.options, self.state, dreams)
+        losses = tuning.stage.memory.setdefault("losses", [])
         began, first, step_ends = time.monotonic(), tuning.stage.step, deque([time.monotonic()], maxlen=21)
 
         def learned(part: float, means: Mapping[str, float]) -> None:
-            self.losses.append(sum(means[name] for name in ("flow", "answer") if name in means))
+            losses.append(round(sum(means[name] for name in ("flow", "answer") if name in means), 6))
             step = tuning.stage.step
             step_ends.append(time.monotonic())
             self._tell(step, means, (len(step_ends) - 1) / (step_ends[-1] - step_ends[0]))
@@ -143,10 +150,11 @@ class Run:
         except BaseException:  # a cancel is none of Python's errors
             self._keep(tuning)
             raise
+        tuning.stage.memory[DONE] = True
         tuning.stage.save()
         seconds = time.monotonic() - began
-        report = _report(self.options, examples, how, first, tuning.stage.step, seconds, self.losses)
-        return lora_tensors(tuning.result()), {"loss": self.losses}, tuning.stage.step, report
+        report = _report(self.options, examples, how, first, tuning.stage.step, seconds, losses)
+        return lora_tensors(tuning.result()), {"loss": losses}, tuning.stage.step, report
 
     def _preview(self, tuning: FineTune) -> tuple[str, Any, int]:
         """A picture of the first text, as ComfyUI shows it while a node runs."""

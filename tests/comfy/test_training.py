@@ -107,7 +107,9 @@ def test_same_seed_same_lora_and_resumed_equals_never_stopped(pack):
     parts, _, steps, _ = train(pack, teach="both", steps=3)
     assert steps == 3
     parts, losses, steps, report = train(pack, teach="both", steps=6, resume=True)
-    assert steps == 6 and len(losses["loss"]) == 3 and "steps 3 to 6" in report
+    assert steps == 6 and len(losses["loss"]) == 6 and "steps 3 to 6" in report
+    again, losses, steps, report = train(pack, teach="both", steps=6, resume=True)  # there is nothing left to do
+    assert steps == 6 and len(losses["loss"]) == 6 and all(torch.equal(parts[key], again[key]) for key in parts)
     # The learning rate falls over all steps, so that the first half of a longer run is another.
     again, _, _, _ = train(pack, teach="both", steps=6)
     assert whole.keys() == again.keys() and all(torch.equal(whole[key], again[key]) for key in whole)
@@ -138,6 +140,19 @@ def test_a_cancelled_run_keeps_what_it_learnt_and_goes_on(pack):
     assert load_file(kept).keys() == whole.keys()
     gone_on, _, _, _ = train(pack, schedule="constant", steps=8, resume=True)
     assert all(torch.equal(gone_on[key], whole[key]) for key in whole)
+
+
+def test_other_settings_begin_anew_where_nothing_is_lost_and_are_refused_where_something_is(pack):
+    train(pack, steps=3)
+    lora, _, steps, report = train(pack, steps=3, rank=2, resume=True)
+    assert steps == 3 and "steps 0 to 3" in report and {len(lora[key]) for key in lora if "lora_down" in key} == {2}
+    state = pack.base / "output" / "loras" / "test_run" / "state.safetensors"
+    with safe_open(state, "pt") as file:
+        told = file.metadata()
+    save_file(load_file(state), state, {**told, "memory": "{}"})  # as a run leaves it that was stopped
+    with pytest.raises(ValueError) as error:
+        train(pack, steps=3, rank=4, resume=True)
+    assert_sentence(str(error.value), "other settings (rank 2, now 4)")
 
 
 @pytest.mark.parametrize("weight_dtype", ["bf16", "fp8_e4m3fn"])
