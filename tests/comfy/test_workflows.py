@@ -196,9 +196,10 @@ def test_fine_tuning_teaches_a_name(run, server):
         before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
     assert judge(after, learnt) and not judge(before, learnt)
     (report,) = done.words
-    assert report.startswith("finished: steps 0 to 150 of 150") and "10 pictures" in report
-    (saved,) = (server.base / "output" / "loras").glob("JanusFlow_150_steps_*.safetensors")
-    assert any(key.endswith("lora_up.weight") for key in load_file(saved))
+    # A browser may have run it before on this server: then there is nothing left to learn.
+    assert report.startswith("finished: steps ") and "to 150 of 150" in report and "10 pictures" in report
+    saved = sorted((server.base / "output" / "loras").glob("JanusFlow_150_steps_*.safetensors"))
+    assert any(key.endswith("lora_up.weight") for key in load_file(saved[-1]))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != FINE_TUNE])
