@@ -69,7 +69,7 @@ def run_graph(page) -> None:
         }"""
     )
     page.get_by_test_id("queue-button").first.click()
-    page.wait_for_function("window.ended.length", timeout=120_000)
+    page.wait_for_function("window.ended.length", timeout=900_000)  # one of them trains
     assert page.evaluate("window.ended[0][0]") == "execution_success"
 
 
