@@ -70,8 +70,15 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                     round=False,
                     tooltip="0 takes what suits the model's width: 3e-4 for JanusFlow-1.3B, 3e-3 for janusflow-tiny.",
                 ),
-                # Without control_after_generate: another seed is another run, which the state of this one does not fit.
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Same seed, same LoRA."),
+                # Not drawn anew after each run: another seed is another run, which the state of this one does not fit.
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=False,  # said, because the editor adds it to whatever is called seed
+                    tooltip="Same seed, same LoRA.",
+                ),
                 io.String.Input(
                     "name",
                     default="janusflow",
