@@ -121,7 +121,8 @@ def square_crop(picture: Image.Image, size: int) -> Image.Image:
 def batch_rows(number: int, size: int, count: int, seed: int) -> list[int]:
     """Which of `count` examples batch `number` holds: all once an epoch, in an order that is a function of the seed."""
     places = range(number * size, (number + 1) * size)
-    return [_order(count, seed, place // count)[place % count] for place in places]
+    orders = {epoch: _order(count, seed, epoch) for epoch in {place // count for place in places}}
+    return [orders[place // count][place % count] for place in places]
 
 
 def _order(count: int, seed: int, epoch: int) -> Sequence[int]:

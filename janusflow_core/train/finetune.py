@@ -25,7 +25,7 @@ from .examples import Captioned, Examples, batch_rows
 from .loop import Budget, OnStep, Stage, fit, streams
 from .lowrank import Adapters, chosen_layers
 from .optimizer import Optimizer, constant, cosine
-from .options import FineTuneOptions
+from .options import FineTuneOptions, PartName
 from .subject import DESCRIBE, Subject
 from .terms import Terms, new_projector
 
@@ -110,7 +110,7 @@ class FineTune:
         self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
         self.dreamt = _Material.of(self.tokenizer, dreams, DESCRIBE) if dreams and dreams.texts else None
         idle = {"generation": "head", "captioning": "generation", "both": None}[options.teach]
-        parts = [part for part in options.parts if part != idle]
+        parts: list[PartName] = [part for part in options.parts if part != idle]
         layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), parts)
         self.adapters = Adapters(layers, options.rank, options.alpha or None, options.kind, options.seed)
         depth = subject.flow.config.language.num_hidden_layers

@@ -11,17 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapters import Adapter, row_norms, rows_of
+from .options import Kind, PartName
 
-Kind = Literal["lora", "rslora", "dora"]
-Part = Literal["attention", "mlp", "generation", "head"]
-PARTS: dict[str, str] = {
+PARTS: dict[PartName, str] = {
     "attention": r"language_model\.model\.layers\.\d+\.self_attn\.",
     "mlp": r"language_model\.model\.layers\.\d+\.mlp\.",
     "generation": r"vision_gen_",
@@ -29,7 +28,7 @@ PARTS: dict[str, str] = {
 }
 
 
-def chosen_layers(halves: Iterable[nn.Module], parts: Iterable[str]) -> dict[str, nn.Module]:
+def chosen_layers(halves: Iterable[nn.Module], parts: Iterable[PartName]) -> dict[str, nn.Module]:
     """The linear and convolution layers in some parts of a model, or of its halves, by their names."""
     wanted = re.compile("|".join([PARTS[part] for part in parts] or ["(?!)"]))
     named = (item for half in halves for item in half.named_modules())

@@ -11,6 +11,7 @@ from ..config import Part
 Teach = Literal["generation", "captioning", "both"]
 Kind = Literal["lora", "rslora", "dora"]
 PartName = Literal["attention", "mlp", "generation", "head"]
+Projector = Literal["mlp", "conv"]
 
 
 class FineTuneOptions(Part):
@@ -67,7 +68,7 @@ class FineTuneOptions(Part):
     REPA's."""
     repa_layer: int = Field(default=0, ge=0)
     """Layer that is aligned; 0 is a quarter of the way, as in the paper."""
-    repa_projector: Literal["mlp", "conv"] = "mlp"
+    repa_projector: Projector = "mlp"
     """Head between the two: the paper's three layers, or one convolution (iREPA)."""
     repa_stop: int = Field(default=-1, ge=-1)
     """Step that ends the alignment; 0 is never, -1 when it works against drawing (HASTE)."""

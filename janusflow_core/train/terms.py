@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,10 @@ from ..llama import hidden_after
 from ..model import JanusFlow, Prefix, flow_tokens
 from .data import Packed
 from .losses import autoregressive_loss, flow_loss, repa_loss
+from .options import Projector
 
-ProjectorKind = Literal["mlp", "conv"]
 
-
-def new_projector(config: JanusFlowConfig, kind: ProjectorKind = "mlp") -> nn.Module:
+def new_projector(config: JanusFlowConfig, kind: Projector = "mlp") -> nn.Module:
     """A head from hidden states (B, N, D) to the understanding encoder's features (B, N, W).
 
     mlp: the paper's three layers. conv: one 3 x 3 convolution over the grid, which keeps what lies where (iREPA).
@@ -89,10 +88,14 @@ class Terms:
         `features` (B, N, W) of the same pictures are what the hidden states shall resemble; without them there is no
         alignment. `generator` is on the device of the latents.
         """
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        t = sampling.logit_normal(len(x), generator, self.time_mean)
+        noise, t = self._drawn(x, generator)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
         return self._draw(x, noise, t, prompts.embeddings, positions, mask, features)
+
+    def _drawn(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise (B, 4, h, w) and times (B,) for latents `x`."""
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        return noise, sampling.logit_normal(len(x), generator, self.time_mean)
 
     def faithful(
         self, prompts: Prefix, x: Tensor, generator: torch.Generator, plain: AbstractContextManager[Any]
@@ -101,8 +104,7 @@ class Terms:
 
         At drawn noise and times of latents `x` (B, 4, h, w), as `generation`.
         """
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        t = sampling.logit_normal(len(x), generator, self.time_mean)
+        noise, t = self._drawn(x, generator)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
         z = sampling.interpolate(x, noise, t)
         with plain, torch.no_grad():

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from graphs import PROMPT, SCALE
 
 from janusflow_core.host.find import find_comfyui
 
@@ -80,6 +81,13 @@ class Pack:
         )
         model, cpu = model_base.SDXL(config), torch.device("cpu")
         return model_patcher.ModelPatcher(model, cpu, cpu), sd.CLIP(no_init=True)
+
+
+def draw(pack: Pack, model: Any, clip: Any, text: str = PROMPT, **changed: Any) -> torch.Tensor:
+    """A picture's latent at the model's scale."""
+    inputs = {"seed": 3, "steps": 3, "cfg": 2.0, "width": 0, "height": 0, "batch_size": 1}
+    positive, negative = pack.node("encode")(clip, text)
+    return pack.node("sample")(model, positive, negative, **{**inputs, **changed})["samples"] * SCALE
 
 
 @cache

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from graphs import PROMPT, assert_sentence, relative, scene, tiny
-from inprocess import NODES, load_pack
+from inprocess import NODES, draw, load_pack
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -39,13 +39,6 @@ def model(pack):
 @pytest.fixture
 def clip(pack):
     return pack.tiny[1]
-
-
-def draw(pack, model, clip, text=PROMPT, **changed):
-    """A picture's latent at the model's scale."""
-    inputs = {"seed": 3, "steps": 3, "cfg": 2.0, "width": 0, "height": 0, "batch_size": 1}
-    positive, negative = pack.node("encode")(clip, text)
-    return pack.node("sample")(model, positive, negative, **{**inputs, **changed})["samples"] * 0.13025
 
 
 def write(clip, text="Describe the image.", tokens=10):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import relative
 from graphs import PROMPT, assert_sentence, tiny
-from inprocess import load_pack
+from inprocess import draw, load_pack
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -59,12 +59,6 @@ def train(pack, loaded=None, **changed):
     node = pack.node("finetune")
     given["repa"] = {name: [value] for name, value in given["repa"].items()}  # as the server hands them over
     return node(**{name: value if name in ("images", "texts", "repa") else [value] for name, value in given.items()})
-
-
-def draw(pack, model, clip):
-    positive, negative = pack.node("encode")(clip, PROMPT)
-    inputs = {"seed": 3, "steps": 3, "cfg": 2.0, "width": 0, "height": 0, "batch_size": 1}
-    return pack.node("sample")(model, positive, negative, **inputs)["samples"] * 0.13025
 
 
 @pytest.mark.parametrize("teach", ["generation", "captioning", "both"])
