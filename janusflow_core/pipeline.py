@@ -196,7 +196,7 @@ class JanusFlowPipeline:
             picture = image.pixels(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))[None]
         if picture.shape[-2:] != (size[1], size[0]) or picture.dim() != 4:
             raise ValueError(f"init_image must be (B, 3, {size[1]}, {size[0]}) in [0, 1], got {tuple(picture.shape)}.")
-        return self._need_codec().encode(picture).to(like).expand(like.shape)
+        return self.need_codec().encode(picture).to(like).expand(like.shape)
 
     def _latent_mask(self, mask: Image.Image | Tensor, like: Tensor) -> Tensor:
         if isinstance(mask, Image.Image):
@@ -207,7 +207,7 @@ class JanusFlowPipeline:
     def _finish(self, latents: Tensor, output: Output) -> Any:
         if output == "latent":
             return latents
-        pixels = self._need_codec().decode(latents)
+        pixels = self.need_codec().decode(latents)
         return pixels if output == "pixels" else image.from_tensor(pixels.permute(0, 2, 3, 1))
 
     def _check_output(self, output: str) -> None:
@@ -215,9 +215,10 @@ class JanusFlowPipeline:
         if output not in get_args(Output):
             raise ValueError(f"output must be 'pil', 'pixels' or 'latent', got {output!r}.")
         if output != "latent":
-            _ = self._need_codec().vae
+            _ = self.need_codec().vae
 
-    def _need_codec(self) -> LatentCodec:
+    def need_codec(self) -> LatentCodec:
+        """The VAE, which a checkpoint may lack: then ValueError says how to bring one."""
         if self.codec is None:
             raise ValueError(
                 "this checkpoint brings no VAE: pass vae=, the path of an SDXL VAE "

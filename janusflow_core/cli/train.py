@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from ..pipeline import JanusFlowPipeline
     from ..train.finetune import FineTune
-    from ..train.subject import Subject
 
 SHOWN = 4  # texts that are drawn as samples
 
@@ -73,27 +72,31 @@ class Lora(LoadOptions):
         from ..checkpoint import open_checkpoint
         from ..lora import save_lora
         from ..train.examples import read_folder
-        from ..train.finetune import FineTune, look_at, lora_metadata
+        from ..train.finetune import Base, FineTune, look_at, lora_metadata
         from ..train.optimizer import Diverged
+        from ..train.subject import Subject
 
         assert self.images is not None
         captioned = read_folder(self.images, one_line(self.caption))
         pipe = self._load()
-        subject = _subject(pipe)
+        subject = Subject.of(pipe)
         with progress("looking at the pictures") as show:
             examples, dreams = look_at(subject, captioned, self.settings, show)
         for problem in examples.problems:
             print(f"janusflow: left out {one_line(problem)}", file=sys.stderr)
         self._folder.mkdir(parents=True, exist_ok=True)
-        tuning = FineTune(subject, examples, self.settings, self._folder / "state.safetensors", dreams)
+        base = Base.of(open_checkpoint(self.model))
+        tuning = FineTune(subject, examples, self.settings, base, self._folder / "state.safetensors", dreams)
         try:
             with between_steps() as check, self._shown(tuning, pipe, check) as on_step:
                 tuning.run(on_step)
         except Diverged as error:
             raise ValueError(f"{error} in {self.out}: lower --learning-rate, or look at the pictures") from error
-        finally:
+        except BaseException:
             tuning.stage.save()
-            save_lora(self.out, tuning.result(), lora_metadata(open_checkpoint(self.model), tuning))
+            raise
+        finally:
+            save_lora(self.out, tuning.result(), lora_metadata(tuning))
         print(self.out)
         return 0
 
@@ -175,13 +178,6 @@ class Train:
     def run(self) -> int:
         """Train; the status is the recipe's."""
         return self.recipe.run()
-
-
-def _subject(pipe: JanusFlowPipeline) -> Subject:
-    from ..train.subject import Subject
-
-    assert pipe.codec is not None
-    return Subject(pipe.model, pipe.model, pipe.tokenizer, pipe.image_config, pipe.codec.encode, pipe.codec.decode)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

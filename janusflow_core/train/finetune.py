@@ -5,6 +5,7 @@ B batch, P picture tokens, W features of the understanding encoder.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -69,16 +70,38 @@ def look_at(
     return examples, subject.dream(starts, options.seed + DREAM_SEED, on_picture=dreamt)
 
 
-def lora_metadata(base: Checkpoint, tuning: FineTune) -> dict[str, str]:
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that a LoRA is made for: its name, and the hash of its weights."""
+
+    name: str
+    sha256: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Base:
+        """Reads all weights once."""
+        weights = JanusFlow(checkpoint.config, device="meta").state_dict()
+        held = [name for name in weights if name in checkpoint.weights]
+        return cls(checkpoint.name, base_hash(checkpoint.weights, held))
+
+
+def about(options: FineTuneOptions, examples: Examples, base: Base) -> str:
+    """All that a run cannot change when it goes on, as JSON."""
+    texts = hashlib.sha256("\n".join(examples.texts).encode()).hexdigest()
+    captions = f"{len(examples.texts)} ({texts[:8]})"
+    told = {"model": f"{base.name} ({base.sha256[:8]})", "captions": captions}
+    return json.dumps({**options.model_dump(mode="json", exclude={"steps"}), **told})
+
+
+def lora_metadata(tuning: FineTune) -> dict[str, str]:
     """What a LoRA file tells about itself: its base, its shape, and the recipe that makes it again."""
-    options, config = tuning.options, base.config
+    options, base = tuning.options, tuning.base
     recipe = {**options.model_dump(mode="json"), "steps": tuning.stage.step, "pictures": len(tuning.learnt.prompts)}
-    weights = JanusFlow(config, device="meta").state_dict()
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "janusflow/lora",
         "base": base.name,
-        "base_sha256": base_hash(base.weights, [name for name in weights if name in base.weights]),
+        "base_sha256": base.sha256,
         "rank": str(options.rank),
         "alpha": str(options.alpha or options.rank),
         "recipe": json.dumps(recipe),
@@ -87,7 +110,7 @@ def lora_metadata(base: Checkpoint, tuning: FineTune) -> dict[str, str]:
 
 
 class FineTune:
-    """A LoRA in training. `state` is the file that keeps all of it; one that is there already is gone on from.
+    """A LoRA in training for a `base`. `state` is the file that keeps all of it; one that is there is gone on from.
 
     `dreams` are the model's own pictures that hold it to what it was; without them nothing does. The model is never
     changed.
@@ -98,6 +121,7 @@ class FineTune:
         subject: Subject,
         examples: Examples,
         options: FineTuneOptions,
+        base: Base,
         state: Path,
         dreams: Examples | None = None,
     ) -> None:
@@ -105,7 +129,7 @@ class FineTune:
             left = f": left out {examples.problems[0]}" if examples.problems else ""
             count = "one picture" if examples.texts else "no picture"
             raise ValueError(f"there is {count} to learn from, at least two are needed{left}")
-        self.subject = subject
+        self.subject, self.base = subject, base
         self.device, self.tokenizer = subject.device, subject.tokenizer
         self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
         self.dreamt = _Material.of(self.tokenizer, dreams, DESCRIBE) if dreams and dreams.texts else None
@@ -131,7 +155,7 @@ class FineTune:
             lambda progress, step: rate(progress, step, max(options.warmup, 1)),
             decay=0.0,
             accumulate=options.accumulate,
-            about=options.about(),
+            about=about(options, examples, base),
         )
 
     def _new_projector(self) -> nn.Module:

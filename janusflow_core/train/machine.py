@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from ..attention import Attention, eager, sdpa
+
 log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILERS = ("c++", "g++", "clang++", "cl")
@@ -58,6 +60,11 @@ class Machine:
     def compiled(self, function: Function) -> Function:
         """torch.compile for fixed shapes, or the function itself."""
         return torch.compile(function, dynamic=False) if self.compiles else function  # type: ignore[return-value]
+
+
+def training_attention(device: torch.device) -> Attention:
+    """The kernel whose forward and backward pass together are the fastest there."""
+    return eager if device.type == "cpu" else sdpa
 
 
 def has_compiler() -> bool:

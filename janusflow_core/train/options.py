@@ -19,10 +19,6 @@ class FineTuneOptions(Part):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    def about(self) -> str:
-        """All that a run cannot change when it goes on, as JSON."""
-        return self.model_dump_json(exclude={"steps"})
-
     teach: Teach = "generation"
     """generation: to draw what the texts say; captioning: to say the texts of the pictures; or both."""
     steps: int = Field(default=1000, ge=1)

@@ -27,7 +27,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from ..attention import eager, sdpa
 from ..autoencoder import Autoencoder
 from ..checkpoint import Checkpoint, load_model, open_checkpoint
 from ..config import FlowConfig, JanusFlowConfig, LanguageConfig, VisionConfig
@@ -39,7 +38,7 @@ from ..model import JanusFlow, Prefix
 from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenizer, ProcessorConfig
 from ..train.data import Packed, conversation, pack
 from ..train.loop import Budget, Stage, fit, streams
-from ..train.machine import Machine, rank, wait_for_all, world
+from ..train.machine import Machine, rank, training_attention, wait_for_all, world
 from ..train.optimizer import Optimizer, is_hidden, schedule
 from ..train.terms import Terms, new_projector
 from . import talk
@@ -160,7 +159,7 @@ def train_joint(
         write(path, model, {**model.state_dict(), **average}, tokenizer, vae, drawing)
 
     # Attention written out is the faster one on a CPU, above all in its backward pass.
-    attention = eager if machine.device.type == "cpu" else sdpa
+    attention = training_attention(machine.device)
     with Terms(model, model, projector, REPA_LAYER, attention, machine.compiled, TIME_MEAN) as parts:
         fit(stage, budget, terms, lambda: save(out.with_name("latest.safetensors")))
     if rank() == 0:

@@ -19,7 +19,8 @@ from ...janusflow_core.checkpoint import open_checkpoint
 from ...janusflow_core.image import to_pil
 from ...janusflow_core.lora import lora_tensors, save_lora
 from ...janusflow_core.train.examples import Captioned, Examples, read_folder
-from ...janusflow_core.train.finetune import FineTune, look_at, lora_metadata
+from ...janusflow_core.train.finetune import Base, FineTune, about, look_at, lora_metadata
+from ...janusflow_core.train.machine import training_attention
 from ...janusflow_core.train.optimizer import Diverged
 from ...janusflow_core.train.options import FineTuneOptions
 from ...janusflow_core.train.subject import Subject
@@ -67,7 +68,8 @@ def learnable(model: Any, clip: JanusFlowCLIP, vae: Any) -> Iterator[Subject]:
                 half.requires_grad_(False)
             text.model.set_clip_options({"execution_device": flow.load_device})
             tokenizer, dtype = clip.tokenizer, flow.model.get_dtype_inference()
-            yield Subject(*halves, tokenizer.core, tokenizer.image, encode, decode, dtype=dtype)
+            attention = training_attention(flow.load_device)
+            yield Subject(*halves, tokenizer.core, tokenizer.image, encode, decode, attention, dtype)
         finally:
             model_management.in_training = before
             for patcher in (flow, text):
@@ -105,19 +107,25 @@ class Run:
     ) -> None:
         self.options, self.hidden, self.preview_every = options, hidden, preview_every
         self.drawing = model.model.model_config.drawing
-        self.base = open_checkpoint(model.cached_patcher_init[1][0])
+        self.checkpoint = open_checkpoint(model.cached_patcher_init[1][0])
         self.folder, self.name = _run_folder(name)
-        if not resume or self._is_another_and_done():
-            self.state.unlink(missing_ok=True)
+        self.resume = resume
 
     @property
     def state(self) -> Path:
         return self.folder / f"{self.name}_run" / "state.safetensors"
 
-    def _is_another_and_done(self) -> bool:
-        """Whether the state is of a run of other settings that came to its end: nothing is lost with it."""
+    def _new(self, subject: Subject, examples: Examples, dreams: Examples) -> FineTune:
+        """Gone on with where it was stopped; begun anew where one does not want that, or where nothing is lost."""
+        base = Base.of(self.checkpoint)
+        if not self.resume or self._is_another_and_done(about(self.options, examples, base)):
+            self.state.unlink(missing_ok=True)
+        return FineTune(subject, examples, self.options, base, self.state, dreams)
+
+    def _is_another_and_done(self, now: str) -> bool:
+        """Whether the state is of a run of other settings that came to its end."""
         told = TensorFile(self.state).metadata if self.state.exists() else {}
-        return DONE in json.loads(told.get("memory", "{}")) and told.get("about") != self.options.about()
+        return DONE in json.loads(told.get("memory", "{}")) and told.get("about") != now
 
     def train(self, subject: Subject, captioned: Sequence[Captioned]) -> tuple[dict[str, Tensor], Any, int, str]:
         """The LoRA's tensors, its losses, the steps done, and a report; after a cancel what was trained is kept."""
@@ -129,7 +137,7 @@ class Run:
             bar.update_absolute(done)
 
         examples, dreams = look_at(subject, captioned, self.options, looked)
-        tuning = FineTune(subject, examples, self.options, self.state, dreams)
+        tuning = self._new(subject, examples, dreams)
         losses = tuning.stage.memory.setdefault("losses", [])
         began, first, step_ends = time.monotonic(), tuning.stage.step, deque([time.monotonic()], maxlen=21)
 
@@ -174,7 +182,7 @@ class Run:
             return
         tuning.stage.save()
         path = self.folder / f"{self.name}_{step}_steps.safetensors"
-        save_lora(path, tuning.result(), {**lora_metadata(self.base, tuning), **_workflow(self.hidden)})
+        save_lora(path, tuning.result(), {**lora_metadata(tuning), **_workflow(self.hidden)})
         told = f"Stopped at step {step}: the LoRA so far is {path.name} in output/loras; run again to go on."
         log.info(told)
         show_on_node(told, self.hidden)

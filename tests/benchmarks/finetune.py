@@ -1,19 +1,22 @@
 """Does fine-tuning teach? A LoRA learns an unseen shape from twenty pictures; what it could before shall stay.
 
-    python tests/benchmarks/finetune.py                    three seeds with and without REPA, drawing and captioning
-    python tests/benchmarks/finetune.py --seeds 1 --steps 50 --per-task 2      a few minutes, to no use
+    python tests/benchmarks/finetune.py                              everything that the README's table shows
+    python tests/benchmarks/finetune.py --taught drawing --seeds 0 --settings '{"steps": 500, "repa": 0.5}'
 
-New: single crescents that come out right of 80, by the judge, or crescents of fresh pictures that are named rightly.
-Old: the mini-GenEval, or the answers, of `janusflow evaluate shapes`. The table is printed row by row.
+drawing: crescents that are drawn alone and in their color, of 80 asked for, ten of each color.
+pair: purple stars, one of the pairs that training never shows, of 40.
+captioning: crescents of 80 fresh pictures that are described exactly.
+The other number of a row is what the model could before: mini-GenEval, or the answers of `janusflow evaluate shapes`.
 """
 
 import argparse
 import random
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,48 +24,52 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from janusflow_core import JanusFlowPipeline  # noqa: E402
+from janusflow_core.checkpoint import open_checkpoint  # noqa: E402
 from janusflow_core.lora import save_lora  # noqa: E402
 from janusflow_core.train.examples import Captioned  # noqa: E402
-from janusflow_core.train.finetune import FineTune, look_at  # noqa: E402
+from janusflow_core.train.finetune import Base, FineTune, look_at, lora_metadata  # noqa: E402
+from janusflow_core.train.machine import faster_in_bf16  # noqa: E402
 from janusflow_core.train.options import FineTuneOptions  # noqa: E402
 from janusflow_core.train.subject import Subject  # noqa: E402
 from janusflow_core.world import judge, score  # noqa: E402
 from janusflow_core.world.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, place, render  # noqa: E402
 
-NEW = "crescent"
+Thing = tuple[str, str]  # color, shape
+CRESCENTS: Sequence[Thing] = [(color, "crescent") for color in COLORS]
+PAIR: Sequence[Thing] = [("purple", "star")]
 
 
-def phrase(color: str) -> str:
-    return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {NEW}"
+def phrase(thing: Thing) -> str:
+    return f"{'an' if thing[0][0] in 'aeiou' else 'a'} {' '.join(thing)}"
 
 
-def drawn_crescents(count: int, seed: int) -> Iterator[tuple[str, Image.Image]]:
-    """Colors in turn, each with a picture of one crescent."""
+def rendered(things: Sequence[Thing], count: int, seed: int) -> Iterator[tuple[Thing, Image.Image]]:
+    """Things in turn, each with a picture of it alone."""
     rng = random.Random(seed)
     for number in range(count):
-        color = [*COLORS][number % len(COLORS)]
-        scene = Scene(rng.choice(BACKGROUNDS), place([(color, NEW)], None, rng))
-        yield color, Image.fromarray(render(scene))
+        thing = things[number % len(things)]
+        scene = Scene(rng.choice(BACKGROUNDS), place([thing], None, rng))
+        yield thing, Image.fromarray(render(scene))
 
 
-def new_pictures(pipe: JanusFlowPipeline, count: int = 80) -> float:
-    """The part of crescents asked for, ten of each color, that are drawn alone and in their color."""
-    colors = [color for color in COLORS for _ in range(count // len(COLORS))]
-    pictures = pipe.generate([phrase(color) for color in colors], seed=1000)
-    found = [[(one.color, one.shape) for one in judge.detect(picture, (*SHAPES, NEW))] for picture in pictures]
-    return sum(seen == [(color, NEW)] for color, seen in zip(colors, found, strict=True)) / len(colors)
+def drawn(pipe: JanusFlowPipeline, things: Sequence[Thing], count: int) -> float:
+    """The part of pictures that show what was asked for and nothing else."""
+    asked = [thing for thing in things for _ in range(count // len(things))]
+    pictures = pipe.generate([phrase(thing) for thing in asked], seed=1000)
+    found = [[(one.color, one.shape) for one in judge.detect(picture, (*SHAPES, "crescent"))] for picture in pictures]
+    return sum(seen == [thing] for thing, seen in zip(asked, found, strict=True)) / len(asked)
 
 
-def new_captions(pipe: JanusFlowPipeline, count: int = 80) -> float:
-    """The part of crescents never shown that are described exactly."""
-    colors, pictures = zip(*drawn_crescents(count, seed=77), strict=True)
+def described(pipe: JanusFlowPipeline, things: Sequence[Thing], count: int) -> float:
+    """The part of pictures never shown that are described exactly."""
+    shown, pictures = zip(*rendered(things, count, seed=77), strict=True)
     answers = pipe.describe(pictures, max_new_tokens=16)
-    return sum(answer == phrase(color) for color, answer in zip(colors, answers, strict=True)) / count
+    return sum(answer == phrase(thing) for thing, answer in zip(shown, answers, strict=True)) / count
 
 
 def old_pictures(pipe: JanusFlowPipeline, per_task: int) -> float:
-    drawn = score.draw_tasks(lambda prompts, seed: pipe.generate(prompts, seed=seed), per_task)
-    return score.overall(score.score_pictures(drawn))
+    tasks = score.draw_tasks(lambda prompts, seed: pipe.generate(prompts, seed=seed), per_task)
+    return score.overall(score.score_pictures(tasks))
 
 
 def old_answers(pipe: JanusFlowPipeline, per_task: int) -> float:
@@ -73,48 +80,73 @@ def old_answers(pipe: JanusFlowPipeline, per_task: int) -> float:
     return score.overall(score.score_answers(ask, 2 * per_task))
 
 
-SCORES = {"generation": (new_pictures, old_pictures), "captioning": (new_captions, old_answers)}
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught, and what is scored after it: the new, and the old."""
+
+    things: Sequence[Thing]
+    settings: Mapping[str, Any]
+    new: Callable[[JanusFlowPipeline, Sequence[Thing], int], float]
+    count: int
+    old: Callable[[JanusFlowPipeline, int], float]
+
+    def scores(self, pipe: JanusFlowPipeline, per_task: int) -> tuple[float, float]:
+        return self.new(pipe, self.things, self.count), self.old(pipe, per_task)
 
 
-def trained(pipe: JanusFlowPipeline, options: FineTuneOptions, folder: Path) -> tuple[Path, float]:
-    """A LoRA file that learnt from twenty crescents, and the seconds that took, dreams included."""
-    began, codec = time.monotonic(), pipe.codec
-    assert codec is not None
-    subject = Subject(pipe.model, pipe.model, pipe.tokenizer, pipe.image_config, codec.encode, codec.decode)
-    pairs = drawn_crescents(20, seed=options.seed)
-    captioned = [Captioned(color, phrase(color), lambda picture=picture: picture) for color, picture in pairs]
+LESSONS = {
+    "drawing": Lesson(CRESCENTS, {}, drawn, 80, old_pictures),
+    "repa": Lesson(CRESCENTS, {"repa": 0.5}, drawn, 80, old_pictures),
+    "pair": Lesson(PAIR, {}, drawn, 40, old_pictures),
+    "captioning": Lesson(CRESCENTS, {"teach": "captioning"}, described, 80, old_answers),
+}
+
+
+def train(
+    pipe: JanusFlowPipeline, base: Base, things: Sequence[Thing], options: FineTuneOptions, folder: Path
+) -> tuple[Path, int]:
+    """A LoRA file that learnt from twenty pictures, and the seconds that took, dreams included."""
+    began, subject = time.monotonic(), Subject.of(pipe)
+    captioned = [
+        Captioned(phrase(thing), phrase(thing), lambda picture=picture: picture)
+        for thing, picture in rendered(things, 20, seed=options.seed)
+    ]
     examples, dreams = look_at(subject, captioned, options)
-    tuning = FineTune(subject, examples, options, folder / "state.safetensors", dreams)
+    tuning = FineTune(subject, examples, options, base, folder / "state.safetensors", dreams)
     tuning.run()
     path = folder / "lora.safetensors"
-    save_lora(path, tuning.result(), {})
-    return path, time.monotonic() - began
+    save_lora(path, tuning.result(), lora_metadata(tuning))
+    return path, round(time.monotonic() - began)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="janusflow-tiny")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=FineTuneOptions().steps)
-    parser.add_argument("--per-task", type=int, default=25)
-    parser.add_argument("--time-mean", type=float, default=FineTuneOptions().time_mean)
+    parser.add_argument("--taught", nargs="+", choices=LESSONS, default=[*LESSONS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--settings", default="{}", help="more options of `janusflow train lora`, as JSON")
+    parser.add_argument("--per-task", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="keeps states and LoRAs; goes on there")
     given = parser.parse_args()
-    pipe = JanusFlowPipeline.from_pretrained(given.model, device="cpu", dtype=torch.float32)
-    print(f"{'taught':<12}{'REPA':>6}{'seed':>6}{'new':>16}{'old':>18}{'seconds':>9}")
-    for teach, (new, old) in SCORES.items():
-        before = new(pipe), old(pipe, given.per_task)
-        for repa in (0.0, 0.5) if teach == "generation" else (0.0,):
-            for seed in range(given.seeds):
-                options = FineTuneOptions(
-                    teach=teach, steps=given.steps, repa=repa, seed=seed, time_mean=given.time_mean
-                )
-                with tempfile.TemporaryDirectory() as folder:
-                    path, seconds = trained(pipe, options, Path(folder))
-                    pipe.load_lora(path)
-                after = new(pipe), old(pipe, given.per_task)
-                pipe.unload_loras()
-                changes = "".join(f"{a:>9.3f} -> {b:.3f}" for a, b in zip(before, after, strict=True))
-                print(f"{teach:<12}{repa:>6}{seed:>6}{changes}{seconds:>9.0f}", flush=True)
+    dtype = torch.bfloat16 if faster_in_bf16(torch.device("cpu")) else torch.float32
+    pipe = JanusFlowPipeline.from_pretrained(given.model, device="cpu", dtype=dtype)
+    base = Base.of(open_checkpoint(given.model))
+    print(f"{dtype}, {torch.get_num_threads()} threads, {given.settings}")
+    print(f"{'taught':<12}{'seed':>6}{'new':>18}{'old':>18}{'seconds':>9}", flush=True)
+    more = FineTuneOptions.model_validate_json(given.settings).model_dump(exclude_unset=True)
+    for name in given.taught:
+        lesson = LESSONS[name]
+        before = lesson.scores(pipe, given.per_task)
+        for seed in given.seeds:
+            options = FineTuneOptions.model_validate({**more, **lesson.settings, "seed": seed})
+            folder = given.out / f"{name}_{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            path, seconds = train(pipe, base, lesson.things, options, folder)
+            pipe.load_lora(path)
+            after = lesson.scores(pipe, given.per_task)
+            pipe.unload_loras()
+            changes = "".join(f"{a:>9.3f} -> {b:.3f}" for a, b in zip(before, after, strict=True))
+            print(f"{name:<12}{seed:>6}{changes}{seconds:>9}", flush=True)
 
 
 if __name__ == "__main__":

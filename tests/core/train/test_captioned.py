@@ -68,7 +68,7 @@ def test_what_is_drawn_is_the_middle_and_what_is_described_the_whole():
     examples.add(Captioned("x", "a thing", lambda: picture), new_subject(pipe), draws=True, aligns=True, asks=True)
     blue = Image.new("RGB", (32, 32), "blue")
     with torch.no_grad():
-        latent = pipe._need_codec().encode(torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(1, 3, 32, 32))
+        latent = pipe.need_codec().encode(torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(1, 3, 32, 32))
         crop, whole = (
             pipe.model.image_features(preprocess(one, pipe.image_config)[None])[0] for one in (blue, picture)
         )

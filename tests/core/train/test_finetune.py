@@ -13,12 +13,13 @@ from janusflow_core.model import Prefix
 from janusflow_core.sampling import interpolate
 from janusflow_core.train.data import conversation, pack
 from janusflow_core.train.examples import Examples, batch_rows
-from janusflow_core.train.finetune import FineTune
+from janusflow_core.train.finetune import Base, FineTune
 from janusflow_core.train.loop import streams
 from janusflow_core.train.optimizer import Diverged
 from janusflow_core.train.options import FineTuneOptions
 from janusflow_core.train.terms import Terms
 
+BASE = Base("micro", "0" * 64)
 TEXTS = ["a red circle", "two", "a heart", "a blue square left of a star"]
 
 
@@ -40,7 +41,7 @@ def new(folder: Path, dreams: Examples | None = None, pipe=None, **options) -> F
     pipe = pipe or micro_pipeline()
     chosen = FineTuneOptions(**{"steps": 6, "batch": 2, "rank": 2, "warmup": 1, **options})
     state = folder / "state.safetensors"
-    return FineTune(new_subject(pipe), examples(), chosen, state, dreams)
+    return FineTune(new_subject(pipe), examples(), chosen, BASE, state, dreams)
 
 
 def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
@@ -133,6 +134,20 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
     assert longer.stage.step == 8
 
 
+@pytest.mark.parametrize(
+    ("base", "count", "told"),
+    [
+        (Base("micro", "1" * 64), 4, r"\(model micro \(00000000\), now micro \(11111111\)\)"),
+        (BASE, 3, r"\(captions 4 \(\w{8}\), now 3 \(\w{8}\)\)"),
+    ],
+)
+def test_a_state_of_another_model_or_of_other_captions_is_refused(tmp_path, base, count, told):
+    tuning = new(tmp_path)
+    tuning.run()
+    with pytest.raises(ValueError, match=told):
+        FineTune(new_subject(micro_pipeline()), examples(count), tuning.options, base, tuning.stage.file)
+
+
 def test_a_lost_loss_ends_in_a_sentence_and_the_last_good_weights(tmp_path):
     tuning = new(tmp_path, steps=80)
 
@@ -213,4 +228,4 @@ def test_too_few_pictures_are_refused(tmp_path):
         (Examples(problems=["a.png: broken"]), "left out a.png: broken"),
     ):
         with pytest.raises(ValueError, match=words):
-            FineTune(new_subject(micro_pipeline()), few, FineTuneOptions(), tmp_path / "state.safetensors")
+            FineTune(new_subject(micro_pipeline()), few, FineTuneOptions(), BASE, tmp_path / "state.safetensors")
