@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..pipeline import JanusFlowPipeline
     from ..train.finetune import FineTune
+    from ..train.subject import Subject
 
 SHOWN = 4  # texts that are drawn as samples
 
@@ -74,12 +75,11 @@ class Lora(LoadOptions):
         from ..train.examples import read_folder
         from ..train.finetune import Base, FineTune, look_at, lora_metadata
         from ..train.optimizer import Diverged
-        from ..train.subject import Subject
 
         assert self.images is not None
         captioned = read_folder(self.images, one_line(self.caption))
         pipe = self._load()
-        subject = Subject.of(pipe)
+        subject = subject_of(pipe)
         with progress("looking at the pictures") as show:
             examples, dreams = look_at(subject, captioned, self.settings, show)
         for problem in examples.problems:
@@ -178,6 +178,16 @@ class Train:
     def run(self) -> int:
         """Train; the status is the recipe's."""
         return self.recipe.run()
+
+
+def subject_of(pipe: JanusFlowPipeline) -> Subject:
+    """A pipeline as fine-tuning sees it; raises ValueError where it has no VAE."""
+    from ..train.machine import training_attention
+    from ..train.subject import Subject
+
+    model, codec = pipe.model, pipe.need_codec()
+    attention = training_attention(pipe.device)
+    return Subject(model, model, pipe.tokenizer, pipe.image_config, codec.encode, codec.decode, attention)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -20,10 +19,6 @@ from ..image import ImageConfig, from_tensor, preprocess
 from ..model import JanusFlow, Prefix, flow_tokens
 from ..tokenizer import JanusTokenizer
 from .examples import Examples
-from .machine import training_attention
-
-if TYPE_CHECKING:
-    from ..pipeline import JanusFlowPipeline
 
 LONGEST = 48  # tokens of an answer
 DESCRIBE = "Describe the image."  # what dreams are asked
@@ -44,12 +39,6 @@ class Subject:
     decode: Callable[[Tensor], Tensor]
     attention: Attention = sdpa
     dtype: torch.dtype | None = None  # what the layers of `flow` compute in, where their weights do not tell
-
-    @classmethod
-    def of(cls, pipe: JanusFlowPipeline) -> Subject:
-        """A pipeline's model, whole; raises ValueError where there is no VAE."""
-        codec, attention = pipe.need_codec(), training_attention(pipe.device)
-        return cls(pipe.model, pipe.model, pipe.tokenizer, pipe.image_config, codec.encode, codec.decode, attention)
 
     def prompt(self, ids: Sequence[int]) -> Tensor:
         """The embeddings (L, D) of a prompt, as `flow` takes them."""

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from janusflow_core import JanusFlowPipeline  # noqa: E402
 from janusflow_core.checkpoint import open_checkpoint  # noqa: E402
+from janusflow_core.cli.train import subject_of  # noqa: E402
 from janusflow_core.lora import save_lora  # noqa: E402
 from janusflow_core.train.examples import Captioned  # noqa: E402
 from janusflow_core.train.finetune import Base, FineTune, look_at, lora_metadata  # noqa: E402
 from janusflow_core.train.machine import faster_in_bf16  # noqa: E402
 from janusflow_core.train.options import FineTuneOptions  # noqa: E402
-from janusflow_core.train.subject import Subject  # noqa: E402
 from janusflow_core.world import judge, score  # noqa: E402
 from janusflow_core.world.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, place, render  # noqa: E402
 
@@ -106,7 +106,7 @@ def train(
     pipe: JanusFlowPipeline, base: Base, things: Sequence[Thing], options: FineTuneOptions, folder: Path
 ) -> tuple[Path, int]:
     """A LoRA file that learnt from twenty pictures, and the seconds that took, dreams included."""
-    began, subject = time.monotonic(), Subject.of(pipe)
+    began, subject = time.monotonic(), subject_of(pipe)
     captioned = [
         Captioned(phrase(thing), phrase(thing), lambda picture=picture: picture)
         for thing, picture in rendered(things, 20, seed=options.seed)
