@@ -10,10 +10,9 @@ The other number of a row is what the model could before: mini-GenEval, or the a
 """
 
 import argparse
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +31,10 @@ from janusflow_core.train.finetune import Base, FineTune, look_at, lora_metadata
 from janusflow_core.train.machine import faster_in_bf16  # noqa: E402
 from janusflow_core.train.options import FineTuneOptions  # noqa: E402
 from janusflow_core.world import judge, score  # noqa: E402
-from janusflow_core.world.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, place, render  # noqa: E402
+from janusflow_core.world.scenes import SHAPES  # noqa: E402
+from tools.make_crescents import CRESCENTS, Thing, phrase, pictures_of  # noqa: E402
 
-Thing = tuple[str, str]  # color, shape
-CRESCENTS: Sequence[Thing] = [(color, "crescent") for color in COLORS]
 PAIR: Sequence[Thing] = [("purple", "star")]
-
-
-def phrase(thing: Thing) -> str:
-    return f"{'an' if thing[0][0] in 'aeiou' else 'a'} {' '.join(thing)}"
-
-
-def rendered(things: Sequence[Thing], count: int, seed: int) -> Iterator[tuple[Thing, Image.Image]]:
-    """Things in turn, each with a picture of it alone."""
-    rng = random.Random(seed)
-    for number in range(count):
-        thing = things[number % len(things)]
-        scene = Scene(rng.choice(BACKGROUNDS), place([thing], None, rng))
-        yield thing, Image.fromarray(render(scene))
 
 
 def drawn(pipe: JanusFlowPipeline, things: Sequence[Thing], count: int) -> float:
@@ -62,7 +47,7 @@ def drawn(pipe: JanusFlowPipeline, things: Sequence[Thing], count: int) -> float
 
 def described(pipe: JanusFlowPipeline, things: Sequence[Thing], count: int) -> float:
     """The part of pictures never shown that are described exactly."""
-    shown, pictures = zip(*rendered(things, count, seed=77), strict=True)
+    shown, pictures = zip(*pictures_of(things, count, seed=77), strict=True)
     answers = pipe.describe(pictures, max_new_tokens=16)
     return sum(answer == phrase(thing) for thing, answer in zip(shown, answers, strict=True)) / count
 
@@ -109,7 +94,7 @@ def train(
     began, subject = time.monotonic(), subject_of(pipe)
     captioned = [
         Captioned(phrase(thing), phrase(thing), lambda picture=picture: picture)
-        for thing, picture in rendered(things, 20, seed=options.seed)
+        for thing, picture in pictures_of(things, 20, seed=options.seed)
     ]
     examples, dreams = look_at(subject, captioned, options)
     tuning = FineTune(subject, examples, options, base, folder / "state.safetensors", dreams)

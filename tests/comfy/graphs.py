@@ -1,5 +1,7 @@
 """Prompts in ComfyUI's API format, built node by node, and the models that the tests of this folder share."""
 
+import io
+import json
 import re
 import sys
 from functools import cache
@@ -43,7 +45,7 @@ class Graph:
     def __init__(self) -> None:
         self.prompt: dict[str, Any] = {}
 
-    def add(self, kind: str, **inputs: Any) -> Node:
+    def add(self, kind: str, /, **inputs: Any) -> Node:
         node = Node(str(len(self.prompt) + 1))
         links = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
         self.prompt[node.name] = {"class_type": kind, "inputs": links}
@@ -137,6 +139,16 @@ class Graph:
             torch.stack([read_picture(server.output_path(image)) for image in result.outputs[node.name]["images"]])
             for node in saved
         ]
+
+
+def previews(result: Result, node: Node) -> list[Image.Image]:
+    """The pictures that came over the websocket for a node, with their sizes."""
+    found = []
+    for kind, payload in result.previews:
+        head = 4 + int.from_bytes(payload[:4], "big")
+        if kind == 4 and json.loads(payload[4:head])["node_id"] == node.name:
+            found.append(Image.open(io.BytesIO(payload[head:])))
+    return found
 
 
 def failure(server: Server, graph: Graph, node_type: str, *words: str) -> str:

@@ -1,14 +1,11 @@
 """Our nodes and ComfyUI's own, in a real server: the same pictures and words as the core library gives."""
 
-import io
-import json
-
 import graphs
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from graphs import GOLDEN_FILE, GOLDEN_FOLDER, MICRO_FILE, PROMPT, TINY, Graph, golden, relative, tiny
+from graphs import GOLDEN_FILE, GOLDEN_FOLDER, MICRO_FILE, PROMPT, TINY, Graph, golden, previews, relative, tiny
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -449,16 +446,6 @@ def test_every_input_is_explained(server):
 
 
 # --- while it runs ----------------------------------------------------------------------------------------------
-
-
-def previews(result, node):
-    """The pictures that came over the websocket for a node, with their sizes."""
-    found = []
-    for kind, payload in result.previews:
-        head = 4 + int.from_bytes(payload[:4], "big")
-        if kind == 4 and json.loads(payload[4:head])["node_id"] == node.name:
-            found.append(Image.open(io.BytesIO(payload[head:])))
-    return found
 
 
 @pytest.mark.parametrize("kind", ["JanusFlowSampler", "KSampler"])
