@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ..train.options import FineTuneOptions
-from .loading import LoadOptions, torch_dtype
+from .loading import DTYPES, LoadOptions, torch_dtype
 from .options import one_line, progress
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from ..pipeline import JanusFlowPipeline
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..train.subject import Subject
 
 SHOWN = 4  # texts that are drawn as samples
+DTYPE = "dtype"  # in the memory of a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,8 @@ class Lora(LoadOptions):
             print(f"janusflow: left out {one_line(problem)}", file=sys.stderr)
         self._folder.mkdir(parents=True, exist_ok=True)
         base = Base.of(open_checkpoint(self.model))
-        tuning = FineTune(subject, examples, self.settings, base, self._folder / "state.safetensors", dreams)
+        tuning = FineTune(subject, examples, self.settings, base, self._state, dreams)
+        tuning.stage.memory[DTYPE] = next(name for name in DTYPES if torch_dtype(name) == pipe.dtype)
         try:
             with between_steps() as check, self._shown(tuning, pipe, check) as on_step:
                 tuning.run(on_step)
@@ -104,27 +107,38 @@ class Lora(LoadOptions):
     def _folder(self) -> Path:
         return self.out.with_name(f"{self.out.stem}_run")
 
+    @property
+    def _state(self) -> Path:
+        return self._folder / "state.safetensors"
+
     def _check(self) -> None:
         if self.images is None:
             raise ValueError("got no pictures, name a folder with them: janusflow train lora --images FOLDER")
         if self.out.suffix != ".safetensors":
             raise ValueError(f"got --out {self.out}, expected a name that ends in .safetensors")
-        if self.out.exists() and not (self._folder / "state.safetensors").exists():
+        if self.out.exists() and not self._state.exists():
             raise FileExistsError(f"{self.out} exists already, without a {self._folder.name} to go on from: rename it")
 
     def _load(self) -> JanusFlowPipeline:
         from ..device import best_device
         from ..pipeline import JanusFlowPipeline
-        from ..train.machine import faster_in_bf16
 
         with self.loading() as place:
             device = place["device"] or best_device()
-            dtype = place["dtype"] or torch_dtype("bf16" if faster_in_bf16(device) else "fp32")
+            dtype = place["dtype"] or torch_dtype(self._faster(device))
             place |= {"device": device, "dtype": dtype}
             pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **place)
         if pipe.codec is None:
             raise ValueError(f"{self.model} brings no VAE: name an SDXL VAE with --vae")
         return pipe
+
+    def _faster(self, device: torch.device) -> str:
+        """bf16 or fp32: what a stopped run computed in, or what is found to be faster, which another day may differ."""
+        from ..train.loop import told_by
+        from ..train.machine import faster_in_bf16
+
+        _, memory = told_by(self._state)
+        return memory.get(DTYPE) or ("bf16" if faster_in_bf16(device) else "fp32")
 
     @contextmanager
     def _shown(

@@ -126,6 +126,12 @@ class Stage:
         log.info("%s goes on at step %d, after %.0f s", self.name, self.step, self.seconds)
 
 
+def told_by(file: Path) -> tuple[str, dict[str, Any]]:
+    """What a state was trained with and what it remembers; nothing where there is none."""
+    told = TensorFile(file).metadata if file.exists() else {}
+    return told.get("about", ""), json.loads(told.get("memory", "{}"))
+
+
 def _differences(before: str | None, now: str) -> str:
     """What two descriptions in JSON say differently."""
     old, new = (json.loads(text or "{}") for text in (before, now))

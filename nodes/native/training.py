@@ -20,11 +20,11 @@ from ...janusflow_core.image import to_pil
 from ...janusflow_core.lora import lora_tensors, save_lora
 from ...janusflow_core.train.examples import Captioned, Examples, read_folder
 from ...janusflow_core.train.finetune import Base, FineTune, about, look_at, lora_metadata
+from ...janusflow_core.train.loop import told_by
 from ...janusflow_core.train.machine import training_attention
 from ...janusflow_core.train.optimizer import Diverged
 from ...janusflow_core.train.options import FineTuneOptions
 from ...janusflow_core.train.subject import Subject
-from ...janusflow_core.weights import TensorFile
 from .clip import JanusFlowCLIP
 from .compat import check_cancelled, folder_paths, model_management, show_on_node, utils
 
@@ -124,8 +124,8 @@ class Run:
 
     def _is_another_and_done(self, now: str) -> bool:
         """Whether the state is of a run of other settings that came to its end."""
-        told = TensorFile(self.state).metadata if self.state.exists() else {}
-        return DONE in json.loads(told.get("memory", "{}")) and told.get("about") != now
+        before, memory = told_by(self.state)
+        return DONE in memory and before != now
 
     def train(self, subject: Subject, captioned: Sequence[Captioned]) -> tuple[dict[str, Tensor], Any, int, str]:
         """The LoRA's tensors, its losses, the steps done, and a report; after a cancel what was trained is kept."""

@@ -142,3 +142,24 @@ def test_what_cannot_be_trained_is_said_before_anything_is(capsys, model, pictur
 def test_every_setting_can_be_said():
     recipe = parse(["train", "lora", "--images", "x", "--parts", "head", "mlp", "--kind", "dora", "--eight-bit"]).recipe
     assert recipe.settings.parts == ("head", "mlp") and recipe.settings.kind == "dora" and recipe.settings.eight_bit
+
+
+def test_killed_it_goes_on_from_what_was_saved_in_the_same_numbers(capsys, model, pictures, tmp_path):
+    """SIGKILL leaves no time for anything: the state is that of the last minute, whole."""
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    more = ["--steps", 12, "--schedule", "constant", "--dtype", "bf16"]
+    assert run(capsys, model, pictures, whole, *more)[0] == 0
+    assert run(capsys, model, pictures, parts, *more[2:], "--steps", 6)[0] == 0  # its end is such a minute
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    started = [sys.executable, "-m", "janusflow_core.cli", *command(model, pictures, parts, *more[2:], "--steps", 4000)]
+    process = subprocess.Popen(started, env=env, start_new_session=True)
+    log = tmp_path / "parts_run" / "log.jsonl"
+    before = log.stat().st_size
+    while process.poll() is None and log.stat().st_size < before + 300:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    taken_up = [part for part in command(model, pictures, parts, *more) if part not in ("--dtype", "fp32", "bf16")]
+    assert main(taken_up) == 0  # whatever this machine is faster in
+    one, other = load_file(whole), load_file(parts)
+    assert all(torch.equal(one[key], other[key]) for key in one)
