@@ -22,6 +22,7 @@ from .config import Part, printable, read_json, shown, validated
 from .partial import appearing
 from .weights import NUMBERS, TensorFile, Weights, is_finite, save_tensors, write_tensors
 
+BUNDLED = Path(__file__).parent / "bundled" / "loras"
 MODEL_PREFIX, CLIP_PREFIX, PEFT_PREFIX = "diffusion_model.", "text_encoders.", "base_model.model."
 IN_CLIP = ("vision_und_enc_", "language_model.lm_head", "language_model.model.embed_tokens", "beg_of_und_embed")
 FLAT_PREFIXES = ("lora_unet_", "lora_te_")  # kohya's names have underscores for dots
@@ -38,6 +39,12 @@ ROLES = {
 }
 
 
+def lora_path(source: str | Path) -> Path:
+    """The file of a LoRA that ships with the package, by its name, or else the path that `source` is."""
+    bundled = BUNDLED / f"{source}.safetensors"
+    return bundled if Path(source).name == str(source) and bundled.is_file() else Path(source)
+
+
 class LoraStack:
     """LoRAs upon a model's weights, in place; the plain weights of the layers that they change are kept."""
 
@@ -47,10 +54,10 @@ class LoraStack:
         self._changes: list[tuple[Changes, float]] = []
 
     @torch.no_grad()
-    def add(self, path: str | Path, strength: float = 1.0) -> int:
+    def add(self, source: str | Path, strength: float = 1.0) -> int:
         """Lay one more LoRA upon the weights; returns how many tensors it changes. Raises as `read_lora` does."""
         weights = dict(self.model.named_parameters())
-        changes = read_lora(Path(path), weights | self._plain)
+        changes = read_lora(lora_path(source), weights | self._plain)
         self._plain |= {name: weights[name].clone() for name in changes if name not in self._plain}
         self._changes.append((changes, strength))
         for name in changes:

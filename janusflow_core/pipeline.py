@@ -83,13 +83,13 @@ class JanusFlowPipeline:
         self.codec = self.codec and self.codec.to(self.device)
         return self
 
-    def load_lora(self, path: str | Path, strength: float = 1.0) -> None:
-        """Lay a LoRA (a ComfyUI file or a PEFT folder) upon the weights, beside those that lie there already.
+    def load_lora(self, source: str | Path, strength: float = 1.0) -> None:
+        """Lay a LoRA (a ComfyUI file, a PEFT folder or a bundled name) upon the weights, beside those that lie there.
 
         It changes pictures and words; `strength` may be negative. Raises FileNotFoundError or ValueError with one
         sentence, and then nothing has changed.
         """
-        self._loras.add(path, strength)
+        self._loras.add(source, strength)
 
     def unload_loras(self) -> None:
         """Take all LoRAs off: the weights are as they were."""

@@ -8,7 +8,7 @@ from .encode import JanusFlowEncodePrompt
 from .finetune import JanusFlowREPAFineTune
 from .load import JanusFlowLoader
 from .native.compat import ComfyExtension, io
-from .native.files import register_model_folder
+from .native.files import register_folders
 from .sample import JanusFlowSampler
 
 NODES: list[type[io.ComfyNode]] = [
@@ -23,7 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
 
 class JanusFlowExtension(ComfyExtension):
     async def on_load(self) -> None:
-        register_model_folder()
+        register_folders()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -30,7 +30,8 @@ class LoadOptions:
     dtype: Literal["bf16", "fp32"] | None = None
     """What to compute in; bf16 on GPUs that have it by default, else fp32."""
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:STRENGTH]")] = ()
-    """A LoRA file or PEFT folder to lay upon the model, at this strength or 1; may be given several times."""
+    """A LoRA file, PEFT folder or bundled name to lay upon the model, at this strength or 1; may be given several
+    times."""
 
     @contextmanager
     def loading(self) -> Iterator[dict[str, Any]]:
@@ -45,10 +46,12 @@ class LoadOptions:
 
 def path_and_strength(text: str) -> tuple[Path, float]:
     """FILE or FILE:STRENGTH as the two; raises ValueError for a strength that is no number, before anything loads."""
+    from ..lora import lora_path
+
     before, colon, after = text.rpartition(":")
-    if Path(text).exists() or not colon:
+    if lora_path(text).exists() or not colon:
         return Path(text), 1.0
-    if not Path(before).exists():
+    if not lora_path(before).exists():
         raise FileNotFoundError(f"no LoRA at {text}: check the path")
     try:
         strength = float(after)

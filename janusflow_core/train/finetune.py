@@ -67,7 +67,7 @@ def look_at(
     starts = [lengths[row % len(lengths)] for row in range(options.dreams)]
     count = len(captioned)
     dreamt = None if on_picture is None else lambda done: on_picture(count + done, total)
-    return examples, subject.dream(starts, options.seed + DREAM_SEED, on_picture=dreamt)
+    return examples, subject.dream(starts, options.seed + DREAM_SEED, asks, on_picture=dreamt)
 
 
 @dataclass(frozen=True)
@@ -210,25 +210,34 @@ class FineTune:
     def _drawing(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, generator = streams(self.options.seed, number, self.device)
         rows = self._rows(self.learnt, number)
-        prompts, latents = self._prefix(self.learnt, rows, words), self._stacked(self.learnt.examples.latents, rows)
         features = self._stacked(self.learnt.examples.aligned, rows) if self._aligns() else None
-        found = terms.generation(prompts, latents, features, generator)
+        if self.dreamt is None:
+            prompts, latents = self._to_draw(self.learnt, rows, self.options.drop, words)
+            found = terms.generation(self._prefix(prompts), latents, features, generator)
+        else:
+            # Without a prompt the model shall draw what it did: only the prompts of dreams are dropped.
+            new, old = self._to_draw(self.learnt, rows, 0.0, words), self._rows(self.dreamt, number)
+            kept = self._to_draw(self.dreamt, old, self.options.drop, words)
+            latents, plain = torch.cat((new[1], kept[1])), self.adapters.paused()
+            found = terms.generation(self._prefix(new[0] + kept[0]), latents, features, generator, len(old), plain)
         if features is not None and self.options.repa_stop < 0 and number % EVERY == 0:
             self._compare(found, number)
-        if self.dreamt is not None:
-            rows = self._rows(self.dreamt, number)
-            prompts, latents = self._prefix(self.dreamt, rows, words), self._stacked(self.dreamt.examples.latents, rows)
-            found["kept"] = terms.faithful(prompts, latents, generator, self.adapters.paused())
         return found
 
     def _rows(self, material: _Material, number: int) -> list[int]:
         return batch_rows(number, self.options.batch, len(material.examples.texts), self.options.seed)
 
-    def _prefix(self, material: _Material, rows: Sequence[int], words: random.Random) -> Prefix:
-        """Prompts, some of which are dropped to BOS alone, as inference has them."""
+    def _to_draw(
+        self, material: _Material, rows: list[int], drop: float, words: random.Random
+    ) -> tuple[list[tuple[list[int], int]], Tensor]:
+        """Prompts with their lengths, a part `drop` of which is dropped to BOS alone, and latents (B, 4, h, w)."""
         ids = [material.prompts[row] for row in rows]
-        kept = [row[:1] if words.random() < self.options.drop else row for row in ids]
-        return Prefix.join([self.subject.prompt(row) for row in kept], [len(row) for row in ids])
+        prompts = [(row[:1] if words.random() < drop else row, len(row)) for row in ids]
+        return prompts, self._stacked(material.examples.latents, rows)
+
+    def _prefix(self, prompts: Sequence[tuple[list[int], int]]) -> Prefix:
+        """As inference has them: a dropped prompt keeps the place of the time token."""
+        return Prefix.join([self.subject.prompt(ids) for ids, _ in prompts], [length for _, length in prompts])
 
     def _stacked(self, tensors: list[Tensor], rows: list[int]) -> Tensor:
         return torch.stack([tensors[row] for row in rows]).to(self.device)

@@ -60,12 +60,17 @@ class Subject:
 
     @torch.no_grad()
     def dream(
-        self, starts: Sequence[int], seed: int, steps: int = 30, on_picture: Callable[[int], None] | None = None
+        self,
+        starts: Sequence[int],
+        seed: int,
+        asks: bool = True,
+        steps: int = 30,
+        on_picture: Callable[[int], None] | None = None,
     ) -> Examples:
         """Pictures that the model makes of no prompt, each in its own words: what it knows, without asking anyone.
 
-        `starts` holds for each picture the length of the prompt that it does without. `on_picture` hears how many are
-        done, and may raise to cancel.
+        `starts` holds for each picture the length of the prompt that it does without; features are kept where they
+        are to be asked about. `on_picture` hears how many are done, and may raise to cancel.
         """
         dreams, side = Examples(), self.image.image_size // 8
         for first in range(0, len(starts), decoding.AT_ONCE):
@@ -78,7 +83,7 @@ class Subject:
             seen = self.see(torch.stack([preprocess(picture, self.image) for picture in pictures]))
             dreams.texts += self.answers(list(seen), DESCRIBE)
             dreams.latents += list(latents.float().cpu())
-            dreams.seen += list(seen.cpu())
+            dreams.seen += list(seen.cpu()) if asks else []
             if on_picture is not None:
                 on_picture(len(dreams.texts))
         return dreams

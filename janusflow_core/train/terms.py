@@ -81,36 +81,30 @@ class Terms:
         self._watching.close()
 
     def generation(
-        self, prompts: Prefix, x: Tensor, features: Tensor | None, generator: torch.Generator
+        self,
+        prompts: Prefix,
+        x: Tensor,
+        features: Tensor | None,
+        generator: torch.Generator,
+        held: int = 0,
+        plain: AbstractContextManager[Any] | None = None,
     ) -> dict[str, Tensor]:
         """Flow and alignment loss (B,) of latents `x` (B, 4, h, w) at drawn noise and times (paper, eq. 7 and 8).
 
         `features` (B, N, W) of the same pictures are what the hidden states shall resemble; without them there is no
-        alignment. `generator` is on the device of the latents.
+        alignment. The last `held` rows count in neither: `kept` is how far their velocity is from what it was without
+        the changes that `plain` takes away for a while. `generator` is on the device of the latents.
         """
-        noise, t = self._drawn(x, generator)
-        positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
-        return self._draw(x, noise, t, prompts.embeddings, positions, mask, features)
-
-    def _drawn(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise (B, 4, h, w) and times (B,) for latents `x`."""
         noise = torch.randn(x.shape, generator=generator, device=x.device)
-        return noise, sampling.logit_normal(len(x), generator, self.time_mean)
-
-    def faithful(
-        self, prompts: Prefix, x: Tensor, generator: torch.Generator, plain: AbstractContextManager[Any]
-    ) -> Tensor:
-        """How far (B,) the velocity is from what it was without the changes that `plain` takes away for a while.
-
-        At drawn noise and times of latents `x` (B, 4, h, w), as `generation`.
-        """
-        noise, t = self._drawn(x, generator)
+        t = sampling.logit_normal(len(x), generator, self.time_mean)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
-        z = sampling.interpolate(x, noise, t)
-        with plain, torch.no_grad():
-            target = self.flow.flow(z, t, prompts.embeddings, positions, mask, None, self.attention)
-        v = self.flow.flow(z, t, prompts.embeddings, positions, mask, None, self.attention)
-        return (v - target).square().mean(dim=(1, 2, 3))
+        z, given = sampling.interpolate(x, noise, t), (prompts.embeddings, positions, mask.expand(len(x), -1, -1, -1))
+        target = None
+        if plain is not None:
+            with plain, torch.no_grad():
+                rows = (tensor[-held:] for tensor in (z, t, *given))
+                target = self.flow.flow(*rows, attention=self.attention)
+        return self._draw(x, noise, z, t, *given, features, target)
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:
         """Response loss (B,) of conversations about one picture each, given as `features` (B, N, W) (paper, eq. 6)."""
@@ -121,18 +115,22 @@ class Terms:
         self,
         x: Tensor,
         noise: Tensor,
+        z: Tensor,
         t: Tensor,
         prompt: Tensor,
         positions: Tensor,
         mask: Tensor,
         features: Tensor | None,
+        target: Tensor | None,
     ) -> dict[str, Tensor]:
         self._hidden.clear()
-        z = sampling.interpolate(x, noise, t)
         v = self.flow.flow(z, t, prompt, positions, mask, None, self.attention)
-        terms = {"flow": flow_loss(v, x, noise)}
+        new = len(x) if target is None else len(x) - len(target)
+        terms = {"flow": flow_loss(v[:new], x[:new], noise[:new])}
+        if target is not None:
+            terms["kept"] = (v[new:] - target).square().mean(dim=(1, 2, 3))
         if features is not None:
-            projected = self.projector(self._hidden[0][:, -features.shape[1] :].float())
+            projected = self.projector(self._hidden[0][:new, -features.shape[1] :].float())
             terms["repa"] = repa_loss(projected, features)
         return terms
 

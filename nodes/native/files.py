@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
+from ...janusflow_core.lora import BUNDLED as BUNDLED_LORAS
 from ...janusflow_core.partial import PARTIAL
 from ...janusflow_core.weights import PICKLE_SUFFIXES, SAFE_SUFFIXES
 from .compat import folder_paths
@@ -14,12 +15,14 @@ FOLDER = "janusflow"
 SHARED_FOLDERS = ("checkpoints", "diffusion_models")
 
 
-def register_model_folder() -> None:
-    """Make models/janusflow known, beside whatever extra_model_paths.yaml adds under the same name."""
+def register_folders() -> None:
+    """Make models/janusflow known, beside whatever extra_model_paths.yaml adds under the same name, and the LoRA that
+    ships with the pack."""
     default = os.path.join(folder_paths.models_dir, FOLDER)
     folder_paths.add_model_folder_path(FOLDER, default, is_default=True)
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {*SAFE_SUFFIXES, *PICKLE_SUFFIXES})
+    folder_paths.add_model_folder_path("loras", str(BUNDLED_LORAS))
 
 
 def checkpoint_names() -> list[str]:

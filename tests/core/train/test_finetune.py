@@ -64,6 +64,33 @@ def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
         assert_close(found["flow"][at], (v - (x[at] - noise[at])).square().mean(), 1e-5)
 
 
+def test_with_dreams_only_their_prompts_are_dropped(tmp_path):
+    """By hand: the new pictures with their prompts against x - z0, the dreams behind BOS against the plain model."""
+    own, dreams = examples(), examples(3, seed=1)
+    tuning = new(tmp_path, drop=1.0, seed=3, dreams=dreams)
+    for name, weight in tuning.adapters.named_parameters():
+        weight.data += 0.2 * recipe(name, weight.shape, 0)
+    with tuning.adapters, terms_of(tuning) as terms:
+        found = tuning._terms(terms, 5)
+    pipe, (_, generator) = micro_pipeline(), streams(3, 5)
+    rows = [(own, row) for row in batch_rows(5, 2, 4, 3)] + [(dreams, row) for row in batch_rows(5, 2, 3, 3)]
+    x = torch.stack([held.latents[row] for held, row in rows])
+    noise = torch.randn(x.shape, generator=generator)
+    times = torch.randn(len(x), generator=generator).sigmoid()
+    for at, (held, row) in enumerate(rows):
+        ids = pipe.tokenizer.generation_ids(held.texts[row])
+        told = pipe.model.encode_prompt(torch.tensor(ids if held is own else ids[:1]))
+        prefix = Prefix.join([told], [len(ids)])
+        z, t = interpolate(x[at], noise[at], times[at].item()), times[at : at + 1]
+        plain = pipe.model.velocity(z[None], t, prefix)[0]
+        with tuning.adapters:
+            v = tuning.subject.flow.velocity(z[None], t, prefix)[0]
+        if held is own:
+            assert_close(found["flow"][at], (v - (x[at] - noise[at])).square().mean(), 1e-5)
+        else:
+            assert_close(found["kept"][at - 2], (v - plain).square().mean(), 1e-4)
+
+
 def test_a_captioning_step_costs_the_answers_tokens(tmp_path):
     tuning = new(tmp_path, teach="captioning", question="What is it?")
     with tuning.adapters, terms_of(tuning) as terms:
