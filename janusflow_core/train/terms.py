@@ -98,13 +98,13 @@ class Terms:
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         t = sampling.logit_normal(len(x), generator, self.time_mean)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
-        z, given = sampling.interpolate(x, noise, t), (prompts.embeddings, positions, mask.expand(len(x), -1, -1, -1))
+        z, prompt, mask = sampling.interpolate(x, noise, t), prompts.embeddings, mask.expand(len(x), -1, -1, -1)
         target = None
         if plain is not None:
+            old = slice(len(x) - held, None)
             with plain, torch.no_grad():
-                rows = (tensor[-held:] for tensor in (z, t, *given))
-                target = self.flow.flow(*rows, attention=self.attention)
-        return self._draw(x, noise, z, t, *given, features, target)
+                target = self.flow.flow(z[old], t[old], prompt[old], positions[old], mask[old], None, self.attention)
+        return self._draw(x, noise, z, t, prompt, positions, mask, features, target)
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:
         """Response loss (B,) of conversations about one picture each, given as `features` (B, N, W) (paper, eq. 6)."""

@@ -84,6 +84,9 @@ def test_a_template_is_found_and_runs_as_it_opens(page, name):
             .map(node => node.widgets.find(widget => widget.name === '$$node-text-preview')?.value)"""
     )
     wanted = {"JanusFlow describe image": "a red square", "JanusFlow there and back": "a purple heart"}
+    if name == "JanusFlow use a LoRA":  # of a shape that no prompt of the world has
+        assert said == ["a red crescent"]
+        return
     assert len(said) == (name in wanted) and all(tells(text, wanted[name]) for text in said)
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from janusflow_core.host.find import Json
 from janusflow_core.host.workflow import convert_workflow, findings, prompt_text
-from janusflow_core.world.judge import judge
+from janusflow_core.world.judge import detect, judge
+from janusflow_core.world.scenes import SHAPES
 from janusflow_core.world.talk import parse_prompt, tells
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
@@ -23,6 +24,7 @@ NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 TEMPLATES = "/workflow_templates/ComfyUI-JanusFlow"
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 FINE_TUNE = "JanusFlow fine-tune"  # its picture shows two side by side, before and after
+USE = "JanusFlow use a LoRA"
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
 
@@ -100,7 +102,7 @@ def fits(value: object, spec: list) -> bool:
 
 
 def test_there_are_workflows_for_the_main_jobs():
-    jobs = ("text to image", "describe image", "there and back", "native nodes", "fine-tune")
+    jobs = ("text to image", "describe image", "there and back", "native nodes", "fine-tune", "use a LoRA")
     assert {f"JanusFlow {job}" for job in jobs} <= set(NAMES)  # a template's title and all that is searched
 
 
@@ -202,7 +204,14 @@ def test_fine_tuning_teaches_a_name(run, server):
     assert any(key.endswith("lora_up.weight") for key in load_file(saved[-1]))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != FINE_TUNE])
+def test_the_lora_draws_and_names_what_the_model_never_saw(run):
+    done = run(USE)
+    with Image.open(done.pictures[0]) as picture:
+        found = [(one.color, one.shape) for one in detect(picture.convert("RGB"), (*SHAPES, "crescent"))]
+    assert found == [("red", "crescent")] and done.words == ["a red crescent"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (FINE_TUNE, USE)])
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]
