@@ -56,7 +56,7 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                     tooltip="generation: to draw what the texts say. captioning: to answer `Describe the image.` with "
                     "them. both: by turns.",
                 ),
-                io.Int.Input("steps", default=1000, min=2, max=1_000_000, tooltip="Updates of the LoRA."),
+                io.Int.Input("steps", default=2000, min=2, max=1_000_000, tooltip="Updates of the LoRA."),
                 io.Int.Input("batch_size", default=8, min=1, max=1024, tooltip="Pictures a step."),
                 io.Int.Input(
                     "rank", default=16, min=1, max=1024, tooltip="How much the LoRA can learn, and how large it is."
@@ -168,7 +168,7 @@ def _advanced() -> list[Any]:
         ),
         io.Int.Input(
             "dreams",
-            default=96,
+            default=384,
             min=0,
             max=4096,
             advanced=True,

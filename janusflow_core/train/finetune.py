@@ -31,7 +31,14 @@ from .subject import DESCRIBE, Subject
 from .terms import Terms, new_projector
 
 DREAM_SEED = 10**6  # so that no picture of a user's own seeds is a dream
+Prompt = tuple[list[int], int]  # ids, and the place of the time token behind them
 SETTLED, EVERY = 100, 20  # batches until the projector means something, and between two looks at the gradients
+
+
+def thinned(text: str, words: random.Random) -> str:
+    """A text with about seven in ten of its words, at least one."""
+    told = text.split()
+    return " ".join(word for word in told if words.random() < 0.7) or words.choice(told or [""])
 
 
 @dataclass(frozen=True)
@@ -210,33 +217,37 @@ class FineTune:
     def _drawing(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, generator = streams(self.options.seed, number, self.device)
         rows = self._rows(self.learnt, number)
+        prompts = [(ids, len(ids)) for ids in (self.learnt.prompts[row] for row in rows)]
+        latents = self._stacked(self.learnt.examples.latents, rows)
         features = self._stacked(self.learnt.examples.aligned, rows) if self._aligns() else None
         if self.dreamt is None:
-            prompts, latents = self._to_draw(self.learnt, rows, self.options.drop, words)
-            found = terms.generation(self._prefix(prompts), latents, features, generator)
+            prefix = self._prefix(self._dropped(prompts, words))
+            found = terms.generation(prefix, latents, features, generator)
         else:
             # Without a prompt the model shall draw what it did: only the prompts of dreams are dropped.
-            new, old = self._to_draw(self.learnt, rows, 0.0, words), self._rows(self.dreamt, number)
-            kept = self._to_draw(self.dreamt, old, self.options.drop, words)
-            latents, plain = torch.cat((new[1], kept[1])), self.adapters.paused()
-            found = terms.generation(self._prefix(new[0] + kept[0]), latents, features, generator, len(old), plain)
+            old = self._rows(self.dreamt, number)
+            prefix = self._prefix(prompts + self._dropped(self._held_prompts(old, words), words))
+            latents = torch.cat((latents, self._stacked(self.dreamt.examples.latents, old)))
+            found = terms.generation(prefix, latents, features, generator, len(old), self.adapters.paused())
         if features is not None and self.options.repa_stop < 0 and number % EVERY == 0:
             self._compare(found, number)
         return found
 
+    def _held_prompts(self, rows: Sequence[int], words: random.Random) -> list[Prompt]:
+        """The words of dreams, half of the time not all of them: one asks for less than a caption tells."""
+        assert self.dreamt is not None
+        texts = (self.dreamt.examples.texts[row] for row in rows)
+        told = (thinned(text, words) if words.random() < 0.5 else text for text in texts)
+        return [(ids, len(ids)) for ids in map(self.tokenizer.generation_ids, told)]
+
+    def _dropped(self, prompts: Sequence[Prompt], words: random.Random) -> list[Prompt]:
+        """A part of the prompts becomes BOS alone, which keeps the place of the time token, as inference has it."""
+        return [(ids[:1] if words.random() < self.options.drop else ids, length) for ids, length in prompts]
+
     def _rows(self, material: _Material, number: int) -> list[int]:
         return batch_rows(number, self.options.batch, len(material.examples.texts), self.options.seed)
 
-    def _to_draw(
-        self, material: _Material, rows: list[int], drop: float, words: random.Random
-    ) -> tuple[list[tuple[list[int], int]], Tensor]:
-        """Prompts with their lengths, a part `drop` of which is dropped to BOS alone, and latents (B, 4, h, w)."""
-        ids = [material.prompts[row] for row in rows]
-        prompts = [(row[:1] if words.random() < drop else row, len(row)) for row in ids]
-        return prompts, self._stacked(material.examples.latents, rows)
-
-    def _prefix(self, prompts: Sequence[tuple[list[int], int]]) -> Prefix:
-        """As inference has them: a dropped prompt keeps the place of the time token."""
+    def _prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         return Prefix.join([self.subject.prompt(ids) for ids, _ in prompts], [length for _, length in prompts])
 
     def _stacked(self, tensors: list[Tensor], rows: list[int]) -> Tensor:

@@ -21,7 +21,7 @@ class FineTuneOptions(Part):
 
     teach: Teach = "generation"
     """generation: to draw what the texts say; captioning: to say the texts of the pictures; or both."""
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=2000, ge=1)
     """Updates of the LoRA."""
     batch: int = Field(default=8, ge=1)
     """Pictures a batch."""
@@ -47,7 +47,7 @@ class FineTuneOptions(Part):
     decided."""
     drop: float = Field(default=0.1, ge=0, le=1)
     """Share of prompts that are dropped, for guidance."""
-    dreams: int = Field(default=96, ge=0)
+    dreams: int = Field(default=384, ge=0)
     """Pictures that the model first makes of no prompt, in its own words, to be held to; 0 lets it forget."""
     keep: float = Field(default=1.0, ge=0)
     """How much it is held to them."""

@@ -1,11 +1,14 @@
 """Fine-tuning on a model of a few thousand weights: what a step costs, that it learns, stops, goes on and lets go."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 from golden import assert_close, micro_pipeline, new_subject, recipe
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from janusflow_core.lora import LoraStack, save_lora
@@ -13,7 +16,7 @@ from janusflow_core.model import Prefix
 from janusflow_core.sampling import interpolate
 from janusflow_core.train.data import conversation, pack
 from janusflow_core.train.examples import Examples, batch_rows
-from janusflow_core.train.finetune import Base, FineTune
+from janusflow_core.train.finetune import Base, FineTune, thinned
 from janusflow_core.train.loop import streams
 from janusflow_core.train.optimizer import Diverged
 from janusflow_core.train.options import FineTuneOptions
@@ -67,6 +70,7 @@ def test_a_drawing_step_is_the_papers_sum_with_dropped_prompts(tmp_path):
 def test_with_dreams_only_their_prompts_are_dropped(tmp_path):
     """By hand: the new pictures with their prompts against x - z0, the dreams behind BOS against the plain model."""
     own, dreams = examples(), examples(3, seed=1)
+    dreams.texts = ["two", "heart", "red"]  # of one word, so that none is left out
     tuning = new(tmp_path, drop=1.0, seed=3, dreams=dreams)
     for name, weight in tuning.adapters.named_parameters():
         weight.data += 0.2 * recipe(name, weight.shape, 0)
@@ -89,6 +93,12 @@ def test_with_dreams_only_their_prompts_are_dropped(tmp_path):
             assert_close(found["flow"][at], (v - (x[at] - noise[at])).square().mean(), 1e-5)
         else:
             assert_close(found["kept"][at - 2], (v - plain).square().mean(), 1e-4)
+
+
+@given(text=st.text("ab \n"), seed=st.integers(0, 999))
+def test_a_thinned_text_keeps_some_words_in_their_order(text, seed):
+    left, rest = thinned(text, random.Random(seed)).split(), iter(text.split())
+    assert all(word in rest for word in left) and bool(left) == bool(text.split())
 
 
 def test_a_captioning_step_costs_the_answers_tokens(tmp_path):
