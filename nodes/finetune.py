@@ -181,7 +181,7 @@ def _advanced() -> list[Any]:
             max=1.0,
             step=0.01,
             advanced=True,
-            tooltip="Share of prompts that are dropped, for guidance.",
+            tooltip="Share of prompts that are dropped, for guidance: of the dreams', where there are some.",
         ),
         io.Int.Input(
             "preview_every",

@@ -13,9 +13,13 @@ from pathlib import Path
 from PIL import Image
 
 from janusflow_core import JanusFlowPipeline
-from janusflow_core.world.judge import judge
+from janusflow_core.world.judge import detect, judge
+from janusflow_core.world.scenes import SHAPES
 from janusflow_core.world.talk import tells
+from tools.make_crescents import phrase
 from tools.make_demo_picture import PROMPTS, SEED
+from tools.make_lora_picture import LORA, THINGS
+from tools.make_lora_picture import SEED as LORA_SEED
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,10 +44,22 @@ def test_the_commands(tmp_path):
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         told[line.split()[1]] = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
     (path,) = told["generate"].splitlines()
-    (prompt,) = re.findall(r'janusflow generate "(.+?)"', README)
+    (prompt,) = re.findall(r'^\| `janusflow generate "(.+?)"', README, re.M)
     with Image.open(tmp_path / path) as picture:
         assert judge(picture, prompt)
     assert told["describe"] == "circle\n"  # asked for the shape of the red object
+
+
+def test_the_lora_that_ships_draws_and_names_what_the_model_never_saw():
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    prompts = [phrase(thing) for thing in THINGS]
+    before = pipe.generate(prompts, seed=LORA_SEED)
+    pipe.load_lora(LORA)
+    after = pipe.generate(prompts, seed=LORA_SEED)
+    for thing, old, new in zip(THINGS, before, after, strict=True):
+        found = [[(one.color, one.shape) for one in detect(each, (*SHAPES, "crescent"))] for each in (old, new)]
+        assert thing not in found[0] and found[1] == [thing]
+    assert pipe.describe(after) == prompts
 
 
 def test_the_picture_above_the_readme():

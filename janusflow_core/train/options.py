@@ -46,7 +46,7 @@ class FineTuneOptions(Part):
     """Mean of the times' logit: 0 is the paper's; below 0 more of them lie near the noise, where flat pictures are
     decided."""
     drop: float = Field(default=0.1, ge=0, le=1)
-    """Share of prompts that are dropped, for guidance."""
+    """Share of prompts that are dropped, for guidance: of the dreams', where there are some."""
     dreams: int = Field(default=384, ge=0)
     """Pictures that the model first makes of no prompt, in its own words, to be held to; 0 lets it forget."""
     keep: float = Field(default=1.0, ge=0)

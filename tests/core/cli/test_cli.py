@@ -24,8 +24,9 @@ from janusflow_core import __version__
 from janusflow_core.adapters import Adapter
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main, parse
+from janusflow_core.cli.loading import path_and_strength
 from janusflow_core.image import open_image
-from janusflow_core.lora import save_lora
+from janusflow_core.lora import lora_path, save_lora
 from janusflow_core.pipeline import JanusFlowPipeline
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -136,6 +137,12 @@ def test_loras_have_their_strengths(capsys, tmp_path):
     for given, told in ((f"{file}:strong", "expected a number"), ("gone:2", "no LoRA at gone:2"), ("gone", "at gone")):
         status, _, error = run(capsys, "describe", PICTURES / "bilevel.png", *SAY, "--lora", given)
         assert status == 2 and told in error and error.count("\n") == 1
+
+
+def test_a_lora_that_ships_is_called_by_its_name():
+    name = Path("janusflow-tiny-crescent")
+    assert path_and_strength(f"{name}:-0.5") == (name, -0.5) and path_and_strength(str(name)) == (name, 1.0)
+    assert lora_path(name).is_file() and lora_path(f"elsewhere/{name}") == Path("elsewhere") / name
 
 
 def test_start_picture_mask_and_negative_prompt_reach_the_pipeline(capsys, tmp_path, pipe):
