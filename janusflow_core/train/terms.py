@@ -22,6 +22,9 @@ from .data import Packed
 from .losses import autoregressive_loss, flow_loss, repa_loss
 from .options import Projector
 
+# Added to the logit of the times at which a model is held to what it was: what there is, and where, is decided early.
+HELD = -1.0
+
 
 def new_projector(config: JanusFlowConfig, kind: Projector = "mlp") -> nn.Module:
     """A head from hidden states (B, N, D) to the understanding encoder's features (B, N, W).
@@ -93,17 +96,20 @@ class Terms:
 
         `features` (B, N, W) of the same pictures are what the hidden states shall resemble; without them there is no
         alignment. The last `held` rows count in neither: `kept` is how far their velocity is from what it was without
-        the changes that `plain` takes away for a while. `generator` is on the device of the latents.
+        the changes that `plain` takes away for a while, at times nearer to the noise. `generator` is on the
+        device of the latents.
         """
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         t = sampling.logit_normal(len(x), generator, self.time_mean)
+        new = len(x) - held
+        t[new:] = (t[new:].logit() + HELD).sigmoid()
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
         z, prompt, mask = sampling.interpolate(x, noise, t), prompts.embeddings, mask.expand(len(x), -1, -1, -1)
         target = None
         if plain is not None:
-            old = slice(len(x) - held, None)
+            rows = z[new:], t[new:], prompt[new:], positions[new:], mask[new:]
             with plain, torch.no_grad():
-                target = self.flow.flow(z[old], t[old], prompt[old], positions[old], mask[old], None, self.attention)
+                target = self.flow.flow(*rows, None, self.attention)
         return self._draw(x, noise, z, t, prompt, positions, mask, features, target)
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:

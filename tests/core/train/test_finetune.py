@@ -80,7 +80,7 @@ def test_with_dreams_only_their_prompts_are_dropped(tmp_path):
     rows = [(own, row) for row in batch_rows(5, 2, 4, 3)] + [(dreams, row) for row in batch_rows(5, 2, 3, 3)]
     x = torch.stack([held.latents[row] for held, row in rows])
     noise = torch.randn(x.shape, generator=generator)
-    times = torch.randn(len(x), generator=generator).sigmoid()
+    times = (torch.randn(len(x), generator=generator) + torch.tensor([0.0, 0.0, -1.0, -1.0])).sigmoid()
     for at, (held, row) in enumerate(rows):
         ids = pipe.tokenizer.generation_ids(held.texts[row])
         told = pipe.model.encode_prompt(torch.tensor(ids if held is own else ids[:1]))
