@@ -41,10 +41,10 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
-def logit_normal(count: int, generator: torch.Generator, mean: float = 0.0) -> Tensor:
+def logit_normal(count: int, generator: torch.Generator, mean: float | Tensor = 0.0) -> Tensor:
     """Times (count,) in (0, 1) whose logit is normal with deviation 1, on the generator's device.
 
-    `mean` 0 is the paper's P(t); below 0 more times lie near the noise.
+    `mean`, one or (count,), 0 is the paper's P(t); below 0 more times lie near the noise.
     """
     return (torch.randn(count, generator=generator, device=generator.device) + mean).sigmoid()
 

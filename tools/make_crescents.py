@@ -11,15 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from janusflow_core.world.scenes import BACKGROUNDS, COLORS, Scene, place, render
+from janusflow_core.world.judge import detect
+from janusflow_core.world.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, place, render
+from janusflow_core.world.talk import phrase
 
 Thing = tuple[str, str]  # color, shape
 CRESCENTS: Sequence[Thing] = [(color, "crescent") for color in COLORS]
-
-
-def phrase(thing: Thing) -> str:
-    """What one asks for."""
-    return f"{'an' if thing[0][0] in 'aeiou' else 'a'} {' '.join(thing)}"
 
 
 def pictures_of(things: Sequence[Thing], count: int, seed: int) -> Iterator[tuple[Thing, Image.Image]]:
@@ -29,6 +26,11 @@ def pictures_of(things: Sequence[Thing], count: int, seed: int) -> Iterator[tupl
         thing = things[number % len(things)]
         scene = Scene(rng.choice(BACKGROUNDS), place([thing], None, rng))
         yield thing, Image.fromarray(render(scene))
+
+
+def things_in(picture: Image.Image) -> list[Thing]:
+    """What the judge finds, crescents too."""
+    return [(one.color, one.shape) for one in detect(picture, (*SHAPES, "crescent"))]
 
 
 def main() -> None:
@@ -41,7 +43,7 @@ def main() -> None:
     for number, (thing, picture) in enumerate(pictures_of(CRESCENTS, given.count, given.seed)):
         path = given.folder / f"crescent_{number:02}.png"
         picture.save(path)
-        path.with_suffix(".txt").write_text(phrase(thing), encoding="utf-8")
+        path.with_suffix(".txt").write_text(phrase(*thing), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,19 @@ The same prompts and the same noise without and with the LoRA that ships with th
 from PIL import Image
 
 from janusflow_core import JanusFlowPipeline
+from janusflow_core.world.talk import phrase
 
-from .make_crescents import CRESCENTS, phrase
-from .make_demo_picture import OUT, write
+from .make_crescents import CRESCENTS
+from .make_demo_picture import GAP, OUT, SIDE, STRIP, write
 
 LORA = "janusflow-tiny-crescent"
 THINGS = CRESCENTS[::2]
 SEED = 3  # of the first
-SIDE, STRIP, GAP = 240, 44, 16  # pixels: a picture, a line of words, the space between
 
 
 def main() -> None:
     """Draw, describe and lay out one column for each prompt."""
-    pipe, prompts = JanusFlowPipeline.from_pretrained("janusflow-tiny"), [phrase(thing) for thing in THINGS]
+    pipe, prompts = JanusFlowPipeline.from_pretrained("janusflow-tiny"), [phrase(*thing) for thing in THINGS]
     before = pipe.generate(prompts, seed=SEED)
     pipe.load_lora(LORA)
     after = pipe.generate(prompts, seed=SEED)

@@ -22,7 +22,7 @@ from .data import Packed
 from .losses import autoregressive_loss, flow_loss, repa_loss
 from .options import Projector
 
-# Added to the logit of the times at which a model is held to what it was: what there is, and where, is decided early.
+# Added to the mean of the times' logit where a model is held to what it was: what there is, is decided early.
 HELD = -1.0
 
 
@@ -100,13 +100,15 @@ class Terms:
         device of the latents.
         """
         noise = torch.randn(x.shape, generator=generator, device=x.device)
-        t = sampling.logit_normal(len(x), generator, self.time_mean)
         new = len(x) - held
-        t[new:] = (t[new:].logit() + HELD).sigmoid()
+        mean = torch.full((len(x),), self.time_mean, device=x.device)
+        mean[new:] += HELD
+        t = sampling.logit_normal(len(x), generator, mean)
         positions, mask = prompts.layout(flow_tokens(*x.shape[2:]))
-        z, prompt, mask = sampling.interpolate(x, noise, t), prompts.embeddings, mask.expand(len(x), -1, -1, -1)
+        z, prompt = sampling.interpolate(x, noise, t), prompts.embeddings
         target = None
         if plain is not None:
+            mask = mask.expand(len(x), -1, -1, -1)
             rows = z[new:], t[new:], prompt[new:], positions[new:], mask[new:]
             with plain, torch.no_grad():
                 target = self.flow.flow(*rows, None, self.attention)

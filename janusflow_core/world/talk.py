@@ -47,10 +47,11 @@ class Request:
     @property
     def text(self) -> str:
         """The prompt, without prefix."""
-        return f" {self.relation or 'and'} ".join(_phrase(*kind, self.count) for kind in self.kinds)
+        return f" {self.relation or 'and'} ".join(phrase(*kind, self.count) for kind in self.kinds)
 
 
-def _phrase(color: str | None, shape: str, count: int = 1) -> str:
+def phrase(color: str | None, shape: str, count: int = 1) -> str:
+    """Things of one kind as a prompt names them: `an orange star`, `two hearts`."""
     noun = " ".join(word for word in (color, shape if count == 1 else PLURALS[shape]) if word)
     return f"{NUMBERS[count] if count > 1 else 'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
@@ -175,11 +176,11 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
 def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     present = [(item.color, item.shape) for item in scene.objects]
     if rng.random() < 0.5:
-        return "exists", f"Is there {_phrase(*rng.choice(present))}?", "yes"
+        return "exists", f"Is there {phrase(*rng.choice(present))}?", "yes"
     # Held-out kinds are never asked for in vain: training would teach that they do not exist.
     absent = [k for k in itertools.product(COLORS, SHAPES) if k not in present and not any_held_out((k,))]
     near = [k for k in absent if any(k[0] == color or k[1] == shape for color, shape in present)]
-    return "exists", f"Is there {_phrase(*rng.choice(near if rng.random() < 0.5 else absent))}?", "no"
+    return "exists", f"Is there {phrase(*rng.choice(near if rng.random() < 0.5 else absent))}?", "no"
 
 
 def _ask_places(rng: random.Random, one: Object, other: Object) -> list[tuple[str, str, str]]:
@@ -188,5 +189,5 @@ def _ask_places(rng: random.Random, one: Object, other: Object) -> list[tuple[st
     return [
         ("relation", f"Is the {one.shape} {said} the {other.shape}?", "yes" if said == true else "no"),
         ("where", f"Where is the {one.shape}?", f"{true} the {other.shape}"),
-        ("what", f"What is {true} the {other.shape}?", _phrase(one.color, one.shape)),
+        ("what", f"What is {true} the {other.shape}?", phrase(one.color, one.shape)),
     ]

@@ -41,3 +41,8 @@ def test_a_dream_can_be_cancelled():
 
     with pytest.raises(KeyboardInterrupt, match="2"):
         new_subject(micro_pipeline(new_codec())).dream([3, 3], seed=0, steps=1, on_picture=stop)
+
+
+def test_features_of_dreams_are_kept_only_to_ask_about():
+    dreams = new_subject(micro_pipeline(new_codec())).dream([3, 3], seed=0, asks=False, steps=1)
+    assert len(dreams.latents) == len(dreams.texts) == 2 and dreams.seen == []
