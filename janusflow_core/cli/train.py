@@ -166,6 +166,8 @@ class Lora(LoadOptions):
 
     def _sample(self, tuning: FineTune, pipe: JanusFlowPipeline) -> dict[str, Any]:
         """Draw the first texts side by side, or say what the first pictures show; returns what to log of it."""
+        import torch
+
         from ..png import save_new
 
         texts, step = tuning.learnt.examples.texts[:SHOWN], tuning.stage.step
@@ -174,8 +176,8 @@ class Lora(LoadOptions):
             row = side_by_side(tuning.subject.draw(texts, pipe.drawing))
             told["picture"] = save_new(self._folder, f"step_{step:06d}", row, {}).name
         if self.settings.teach != "generation":
-            seen = tuning.learnt.examples.seen[:SHOWN]
-            told["answers"] = tuning.subject.answers(seen, self.settings.question)
+            subject, pictures = tuning.subject, torch.stack(tuning.learnt.examples.whole[:SHOWN])
+            told["answers"] = subject.answers(subject.see(pictures), len(pictures) * [self.settings.question])
         return told
 
 

@@ -1,6 +1,6 @@
 """Captioned pictures as tensors to learn from, each looked at once.
 
-N pictures, P picture tokens, W features of the understanding encoder.
+N pictures, S pixels a side, P picture tokens, W features of the understanding encoder.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -73,20 +74,22 @@ class Sight(Protocol):
 
 @dataclass
 class Examples:
-    """What is learnt from: latents (N, 4, h, w) and features (N, P, W) of square crops, features of whole pictures.
+    """What is learnt from: latents (N, 4, h, w) and features (N, P, W) of square crops, whole pictures (N, 3, S, S).
 
-    `problems` names the pictures that were left out, and why.
+    The last are normalised and in half precision, and come with questions and answers. `problems` names the pictures
+    that were left out, and why.
     """
 
     texts: list[str] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     aligned: list[Tensor] = field(default_factory=list)
-    seen: list[Tensor] = field(default_factory=list)
+    whole: list[Tensor] = field(default_factory=list)
+    asked: list[list[tuple[str, str]]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @torch.no_grad()
-    def add(self, captioned: Captioned, sight: Sight, draws: bool, aligns: bool, asks: bool) -> None:
-        """Look at one picture, or note why that cannot be."""
+    def add(self, captioned: Captioned, sight: Sight, draws: bool, aligns: bool, question: str) -> None:
+        """Look at one picture, or note why that cannot be; its text answers the question, if there is one."""
         try:
             picture = captioned.open()
             check_size(picture, sight.image.image_size)
@@ -99,8 +102,9 @@ class Examples:
             self.latents.append(sight.encode(pixels(square)[None])[0].float().cpu())
             if aligns:
                 self.aligned.append(sight.see(preprocess(square, sight.image)[None])[0].cpu())
-        if asks:
-            self.seen.append(sight.see(preprocess(picture, sight.image)[None])[0].cpu())
+        if question:
+            self.asked.append([(question, captioned.text)])
+            self.whole.append(preprocess(picture, sight.image).half())
 
 
 def check_size(picture: Image.Image, size: int) -> None:
@@ -116,6 +120,18 @@ def square_crop(picture: Image.Image, size: int) -> Image.Image:
     left, top = ((length - side) // 2 for length in picture.size)
     middle = picture.crop((left, top, left + side, top + side))
     return middle.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def shaken(pictures: Tensor, words: random.Random) -> Tensor:
+    """Pictures (B, 3, S, S), each moved and scaled by up to 15 percent: what is said of them stays true.
+
+    Twenty pictures would else be known by heart, and what they show not be known in others.
+    """
+    grow, x, y = torch.tensor([[words.uniform(-0.15, 0.15) for _ in pictures] for _ in range(3)])
+    zero = torch.zeros_like(grow)
+    rows = torch.stack((1 + grow, zero, x, zero, 1 + grow, y), dim=1).unflatten(1, (2, 3))  # (B, 2, 3)
+    grid = F.affine_grid(rows.to(pictures), list(pictures.shape), align_corners=False)
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
 def batch_rows(number: int, size: int, count: int, seed: int) -> list[int]:

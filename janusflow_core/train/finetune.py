@@ -21,17 +21,18 @@ from ..checkpoint import Checkpoint, OnProgress
 from ..lora import base_hash
 from ..model import JanusFlow, Prefix
 from ..tokenizer import JanusTokenizer
-from .data import Conversation, conversation, pack
-from .examples import Captioned, Examples, batch_rows
+from .data import Packed, conversation, pack
+from .examples import Captioned, Examples, batch_rows, shaken
 from .loop import Budget, OnStep, Stage, fit, streams
 from .lowrank import Adapters, chosen_layers
 from .optimizer import Optimizer, constant, cosine
 from .options import FineTuneOptions, PartName
-from .subject import DESCRIBE, Subject
+from .subject import Subject
 from .terms import Terms, new_projector
 
 DREAM_SEED = 10**6  # so that no picture of a user's own seeds is a dream
 Prompt = tuple[list[int], int]  # ids, and the place of the time token behind them
+QUESTIONS = 2  # of those about a picture, in one row
 SETTLED, EVERY = 100, 20  # batches until the projector means something, and between two looks at the gradients
 
 
@@ -43,16 +44,14 @@ def thinned(text: str, words: random.Random) -> str:
 
 @dataclass(frozen=True)
 class _Material:
-    """Examples with their words as ids: as prompts, and as answers to a question."""
+    """Examples with their texts as prompts."""
 
     examples: Examples
     prompts: list[list[int]]
-    asked: list[Conversation]
 
     @classmethod
-    def of(cls, tokenizer: JanusTokenizer, examples: Examples, question: str) -> _Material:
-        prompts = [tokenizer.generation_ids(text) for text in examples.texts]
-        return cls(examples, prompts, [conversation(tokenizer, [(question, text)]) for text in examples.texts])
+    def of(cls, tokenizer: JanusTokenizer, examples: Examples) -> _Material:
+        return cls(examples, [tokenizer.generation_ids(text) for text in examples.texts])
 
 
 def look_at(
@@ -63,9 +62,9 @@ def look_at(
     `on_picture` hears how many pictures are done, of how many, and may raise to cancel.
     """
     examples, total = Examples(), len(captioned) + options.dreams
-    draws, asks = options.teach != "captioning", options.teach != "generation"
+    draws, question = options.teach != "captioning", options.question if options.teach != "generation" else ""
     for done, one in enumerate(captioned, 1):
-        examples.add(one, subject, draws, draws and options.repa > 0, asks)
+        examples.add(one, subject, draws, draws and options.repa > 0, question)
         if on_picture is not None:
             on_picture(done, total)
     if not examples.texts or not options.dreams or not options.keep:
@@ -74,7 +73,7 @@ def look_at(
     starts = [lengths[row % len(lengths)] for row in range(options.dreams)]
     count = len(captioned)
     dreamt = None if on_picture is None else lambda done: on_picture(count + done, total)
-    return examples, subject.dream(starts, options.seed + DREAM_SEED, asks, on_picture=dreamt)
+    return examples, subject.dream(starts, options.seed + DREAM_SEED, bool(question), on_picture=dreamt)
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,8 @@ class FineTune:
             raise ValueError(f"there is {count} to learn from, at least two are needed{left}")
         self.subject, self.base = subject, base
         self.device, self.tokenizer = subject.device, subject.tokenizer
-        self.options, self.learnt = options, _Material.of(self.tokenizer, examples, options.question)
-        self.dreamt = _Material.of(self.tokenizer, dreams, DESCRIBE) if dreams and dreams.texts else None
+        self.options, self.learnt = options, _Material.of(self.tokenizer, examples)
+        self.dreamt = _Material.of(self.tokenizer, dreams) if dreams and dreams.texts else None
         idle = {"generation": "head", "captioning": "generation", "both": None}[options.teach]
         parts: list[PartName] = [part for part in options.parts if part != idle]
         layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), parts)
@@ -204,15 +203,21 @@ class FineTune:
         return part(terms, number)
 
     def _captioning(self, terms: Terms, number: int) -> dict[str, Tensor]:
-        found = self._answers(terms, self.learnt, number)
+        words, _ = streams(self.options.seed, number)
+        asked, pictures = self._asked(self.learnt, number, words)
+        found = terms.understanding(asked, self.subject.see(shaken(pictures.float(), words)))
         if self.dreamt is not None:
-            found["kept"] = self._answers(terms, self.dreamt, number)["answer"]
+            asked, pictures = self._asked(self.dreamt, number, words)
+            found["kept"] = terms.remembering(asked, self.subject.see(pictures), self.adapters.paused())
         return found
 
-    def _answers(self, terms: Terms, material: _Material, number: int) -> dict[str, Tensor]:
-        rows = self._rows(material, number)
-        asked = pack([material.asked[row] for row in rows], self.tokenizer).to(self.device)
-        return terms.understanding(asked, self._stacked(material.examples.seen, rows))
+    def _asked(self, material: _Material, number: int, words: random.Random) -> tuple[Packed, Tensor]:
+        """Some of the questions about some pictures with their answers, and the pictures (B, 3, S, S)."""
+        rows, examples = self._rows(material, number), material.examples
+        asked = (examples.asked[row] for row in rows)
+        some = (words.sample(turns, QUESTIONS) if len(turns) > QUESTIONS else turns for turns in asked)
+        packed = pack([conversation(self.tokenizer, turns) for turns in some], self.tokenizer)
+        return packed.to(self.device), self._stacked(examples.whole, rows)
 
     def _drawing(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, generator = streams(self.options.seed, number, self.device)

@@ -28,6 +28,14 @@ def autoregressive_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return loss.sum(dim=1) / count
 
 
+def kept_loss(logits: Tensor, target: Tensor, answers: Tensor) -> Tensor:
+    """KL(target, now) of tokens, the mean (B,) over the `answers` (B, T) of a row that `logits` (K, V) are for."""
+    now, then = (_precise(x).log_softmax(dim=-1) for x in (logits, target))
+    costs = now.new_zeros(answers.shape)
+    costs = costs.masked_scatter(answers, F.kl_div(now, then, reduction="none", log_target=True).sum(dim=-1))
+    return costs.sum(dim=1) / answers.sum(dim=1).clamp(min=1)
+
+
 def flow_loss(velocity: Tensor, x: Tensor, noise: Tensor) -> Tensor:
     """Mean squared error (B,) of a velocity against x - z0, all (B, C, h, w) (paper, eq. 7)."""
     return (_precise(velocity) - (_precise(x) - _precise(noise))).square().mean(dim=(1, 2, 3))

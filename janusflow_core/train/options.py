@@ -53,7 +53,7 @@ class FineTuneOptions(Part):
     """How much it is held to them."""
     ratio: float = Field(default=0.5, gt=0, lt=1)
     """Share of batches that are drawn when both are taught; the others are captioned."""
-    question: str = "Describe the image."
+    question: str = Field(default="Describe the image.", min_length=1)
     """What the texts answer when captioning is taught."""
     eight_bit: bool = False
     """Keep AdamW's momenta in 8 bits, with bitsandbytes."""

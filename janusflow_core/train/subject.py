@@ -22,6 +22,7 @@ from .examples import Examples
 
 LONGEST = 48  # tokens of an answer
 DESCRIBE = "Describe the image."  # what dreams are asked
+MORE = ("What is in the image?", "How many objects are there?", "What color is it?")  # and, to be held to, this
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Subject:
     ) -> Examples:
         """Pictures that the model makes of no prompt, each in its own words: what it knows, without asking anyone.
 
-        `starts` holds for each picture the length of the prompt that it does without; features are kept where they
-        are to be asked about. `on_picture` hears how many are done, and may raise to cancel.
+        `starts` holds for each picture the length of the prompt that it does without. With `asks` the pictures are
+        kept as well, and what the model answers to more questions about them. `on_picture` hears how many are done,
+        and may raise to cancel.
         """
         dreams, side = Examples(), self.image.image_size // 8
         for first in range(0, len(starts), decoding.AT_ONCE):
@@ -80,10 +82,14 @@ class Subject:
             bos = [self.prompt([self.tokenizer.bos_id])] * len(some)
             latents = sampling.integrate(self._velocity(Prefix.join(bos, some), side), noise, sampling.time_grid(steps))
             pictures = self._pictures(latents)
-            seen = self.see(torch.stack([preprocess(picture, self.image) for picture in pictures]))
-            dreams.texts += self.answers(list(seen), DESCRIBE)
+            whole = torch.stack([preprocess(picture, self.image) for picture in pictures])
+            seen = self.see(whole)
+            texts = self.answers(seen, [DESCRIBE] * len(some))
             dreams.latents += list(latents.float().cpu())
-            dreams.seen += list(seen.cpu()) if asks else []
+            dreams.texts += texts
+            if asks:
+                dreams.whole += list(whole.half())
+                dreams.asked += self._interview(seen, texts)
             if on_picture is not None:
                 on_picture(len(dreams.texts))
         return dreams
@@ -111,17 +117,26 @@ class Subject:
     def _pictures(self, latents: Tensor) -> list[Image.Image]:
         return from_tensor(self.decode(latents).permute(0, 2, 3, 1).cpu().float())
 
+    def _interview(self, seen: Tensor, texts: Sequence[str]) -> list[list[tuple[str, str]]]:
+        """Questions about each picture with the model's answers: some for all, and whether its own text or another's
+        is true of it."""
+        columns = [[question] * len(texts) for question in MORE]
+        columns += [[f"Is there {text}?" for text in told] for told in (texts, (*texts[1:], texts[0]))]
+        said = [zip(column, self.answers(seen, column), strict=True) for column in columns]
+        return [[(DESCRIBE, text), *more] for text, *more in zip(texts, *said, strict=True)]
+
     @torch.no_grad()
-    def answers(self, seen: Sequence[Tensor], question: str) -> list[str]:
-        """What the model answers, greedily and shortly, about pictures of features (P, W) each."""
-        turns = self.tokenizer.question_messages(question, 1)
-        ids = torch.tensor([self.tokenizer.understanding_ids(turns, 1)] * len(seen), device=self.device)
+    def answers(self, seen: Tensor, questions: Sequence[str]) -> list[str]:
+        """What the model answers, greedily and shortly, to a question each about pictures of features (B, P, W)."""
+        turns = [self.tokenizer.question_messages(question, 1) for question in questions]
+        rows = [self.tokenizer.understanding_ids(turn, 1) for turn in turns]
+        ids, real = (part.to(self.device) for part in self.tokenizer.pad_left(rows))
         texts = decoding.generate(
             self.flow.language_model.model,
             self.text.logits,
             self.text.encode_prompt,
-            self.conversation(ids, self.tokenizer.image_mask(ids), torch.stack(tuple(seen)).to(self.device)),
-            torch.ones_like(ids, dtype=torch.bool),
+            self.conversation(ids, self.tokenizer.image_mask(ids) & real, seen),
+            real,
             eos=self.tokenizer.eos_id,
             max_new_tokens=LONGEST,
             attention=self.attention,

@@ -19,7 +19,7 @@ from ..config import JanusFlowConfig
 from ..llama import hidden_after
 from ..model import JanusFlow, Prefix, flow_tokens
 from .data import Packed
-from .losses import autoregressive_loss, flow_loss, repa_loss
+from .losses import IGNORE, autoregressive_loss, flow_loss, kept_loss, repa_loss
 from .options import Projector
 
 # Added to the mean of the times' logit where a model is held to what it was: what there is, is decided early.
@@ -116,8 +116,25 @@ class Terms:
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:
         """Response loss (B,) of conversations about one picture each, given as `features` (B, N, W) (paper, eq. 6)."""
+        return {"answer": self._answer(*self._read(asked, features), asked.labels)}
+
+    def remembering(self, asked: Packed, features: Tensor, plain: AbstractContextManager[Any]) -> Tensor:
+        """How far (B,) answers are from what they were without the changes that `plain` takes away for a while.
+
+        That is KL(plain, now), the mean over the tokens of a row's answers.
+        """
+        read, answers = self._read(asked, features), asked.labels != IGNORE
+        with plain, torch.no_grad():
+            target = self.text.logits(self._hidden_states(*read)[answers])
+        return kept_loss(self.text.logits(self._hidden_states(*read)[answers]), target, answers)
+
+    def _read(self, asked: Packed, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         embeddings = self.text.embed_conversation(asked.ids, asked.image_mask, features).to(self.dtype)
-        return {"answer": self._answer(embeddings, asked.positions, segment_mask(asked.segments), asked.labels)}
+        return embeddings, asked.positions, segment_mask(asked.segments)
+
+    def _hidden_states(self, embeddings: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        self._hidden.clear()
+        return self.flow.language_model.model(embeddings, positions, mask, None, self.attention)
 
     def _drawing(
         self,
@@ -143,6 +160,4 @@ class Terms:
         return terms
 
     def _answering(self, embeddings: Tensor, positions: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        self._hidden.clear()
-        hidden = self.flow.language_model.model(embeddings, positions, mask, None, self.attention)
-        return autoregressive_loss(self.text.logits(hidden), labels)
+        return autoregressive_loss(self.text.logits(self._hidden_states(embeddings, positions, mask)), labels)

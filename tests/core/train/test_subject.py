@@ -15,7 +15,7 @@ def test_dreams_are_the_flow_behind_bos_alone_and_captions_what_describe_says():
     pipe = micro_pipeline(new_codec())
     starts = [3, 9, 4, 4, 4, 4, 4, 4, 7]  # more than one batch
     dreams = new_subject(pipe).dream(starts, seed=5, steps=3)
-    assert len(dreams.texts) == len(dreams.latents) == len(dreams.seen) == len(starts)
+    assert len(dreams.texts) == len(dreams.latents) == len(dreams.whole) == len(dreams.asked) == len(starts)
     bos = pipe.model.encode_prompt(torch.tensor([pipe.tokenizer.bos_id]))
     for row in (1, 8):
         alone = Prefix.join([bos], [starts[row]])
@@ -24,7 +24,12 @@ def test_dreams_are_the_flow_behind_bos_alone_and_captions_what_describe_says():
         assert_close(dreams.latents[row], expected[0], 1e-4)
         (picture,) = from_tensor(pipe.codec.decode(dreams.latents[row][None]).permute(0, 2, 3, 1))
         assert dreams.texts[row] == pipe.describe(picture, max_new_tokens=48)
-        assert_close(dreams.seen[row], pipe.model.image_features(preprocess(picture, pipe.image_config)[None])[0], 1e-5)
+        assert_close(dreams.whole[row], preprocess(picture, pipe.image_config), 1e-3)
+        assert dreams.asked[row][0] == ("Describe the image.", dreams.texts[row])
+        for question, answer in dreams.asked[row]:
+            assert answer == pipe.describe(picture, question, max_new_tokens=48)
+    questions = [question for question, _ in dreams.asked[1]]
+    assert {f"Is there {dreams.texts[1]}?", f"Is there {dreams.texts[2]}?"} < set(questions) and len(questions) == 6
 
 
 def test_what_is_drawn_in_between_is_what_generate_draws():
@@ -43,6 +48,6 @@ def test_a_dream_can_be_cancelled():
         new_subject(micro_pipeline(new_codec())).dream([3, 3], seed=0, steps=1, on_picture=stop)
 
 
-def test_features_of_dreams_are_kept_only_to_ask_about():
+def test_dreams_are_kept_as_pictures_only_to_ask_about():
     dreams = new_subject(micro_pipeline(new_codec())).dream([3, 3], seed=0, asks=False, steps=1)
-    assert len(dreams.latents) == len(dreams.texts) == 2 and dreams.seen == []
+    assert len(dreams.latents) == len(dreams.texts) == 2 and dreams.whole == dreams.asked == []
