@@ -176,7 +176,7 @@ class Lora(LoadOptions):
             row = side_by_side(tuning.subject.draw(texts, pipe.drawing))
             told["picture"] = save_new(self._folder, f"step_{step:06d}", row, {}).name
         if self.settings.teach != "generation":
-            subject, pictures = tuning.subject, torch.stack(tuning.learnt.examples.whole[:SHOWN])
+            subject, pictures = tuning.subject, torch.stack([both[0] for both in tuning.learnt.examples.whole[:SHOWN]])
             told["answers"] = subject.answers(subject.see(pictures), len(pictures) * [self.settings.question])
         return told
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import printable, read_text
-from ..image import ImageConfig, open_image, pixels, preprocess
+from ..image import ImageConfig, open_image, pixels, preprocess, resize_and_pad
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -71,13 +71,16 @@ class Sight(Protocol):
 
     def see(self, pixels: Tensor) -> Tensor: ...
 
+    def pictures(self, latents: Tensor) -> list[Image.Image]: ...
+
 
 @dataclass
 class Examples:
-    """What is learnt from: latents (N, 4, h, w) and features (N, P, W) of square crops, whole pictures (N, 3, S, S).
+    """What is learnt from: latents (N, 4, h, w) and features (N, P, W) of square crops, whole pictures (N, V, 3, S, S).
 
-    The last are normalised and in half precision, and come with questions and answers. `problems` names the pictures
-    that were left out, and why.
+    The last are normalised and in half precision, and come with questions and answers. V is 1 for the model's own
+    pictures; others come as they are and as the VAE gives them back, so that what was drawn looks no different.
+    `problems` names the pictures that were left out, and why.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -104,7 +107,9 @@ class Examples:
                 self.aligned.append(sight.see(preprocess(square, sight.image)[None])[0].cpu())
         if question:
             self.asked.append([(question, captioned.text)])
-            self.whole.append(preprocess(picture, sight.image).half())
+            square = resize_and_pad(picture, sight.image)
+            both = [square, *sight.pictures(sight.encode(pixels(square)[None]))]
+            self.whole.append(torch.stack([preprocess(one, sight.image).half() for one in both]))
 
 
 def check_size(picture: Image.Image, size: int) -> None:

@@ -32,7 +32,6 @@ from .terms import Terms, new_projector
 
 DREAM_SEED = 10**6  # so that no picture of a user's own seeds is a dream
 Prompt = tuple[list[int], int]  # ids, and the place of the time token behind them
-QUESTIONS = 2  # of those about a picture, in one row
 SETTLED, EVERY = 100, 20  # batches until the projector means something, and between two looks at the gradients
 
 
@@ -205,19 +204,20 @@ class FineTune:
     def _captioning(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, _ = streams(self.options.seed, number)
         asked, pictures = self._asked(self.learnt, number, words)
-        found = terms.understanding(asked, self.subject.see(shaken(pictures.float(), words)))
+        found = terms.understanding(asked, self.subject.see(pictures))
         if self.dreamt is not None:
             asked, pictures = self._asked(self.dreamt, number, words)
             found["kept"] = terms.remembering(asked, self.subject.see(pictures), self.adapters.paused())
         return found
 
     def _asked(self, material: _Material, number: int, words: random.Random) -> tuple[Packed, Tensor]:
-        """Some of the questions about some pictures with their answers, and the pictures (B, 3, S, S)."""
+        """The first and one more question about some pictures, with their answers, and the pictures (B, 3, S, S)."""
         rows, examples = self._rows(material, number), material.examples
         asked = (examples.asked[row] for row in rows)
-        some = (words.sample(turns, QUESTIONS) if len(turns) > QUESTIONS else turns for turns in asked)
+        some = ([turns[0], *words.sample(turns[1:], min(1, len(turns) - 1))] for turns in asked)
         packed = pack([conversation(self.tokenizer, turns) for turns in some], self.tokenizer)
-        return packed.to(self.device), self._stacked(examples.whole, rows)
+        whole = torch.stack([words.choice(examples.whole[row]) for row in rows]).to(self.device)
+        return packed.to(self.device), shaken(whole.float(), words)
 
     def _drawing(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, generator = streams(self.options.seed, number, self.device)

@@ -81,14 +81,14 @@ class Subject:
             noise = sampling.draw_noise(shape, [seed + first + row for row in range(len(some))]).to(self.device)
             bos = [self.prompt([self.tokenizer.bos_id])] * len(some)
             latents = sampling.integrate(self._velocity(Prefix.join(bos, some), side), noise, sampling.time_grid(steps))
-            pictures = self._pictures(latents)
+            pictures = self.pictures(latents)
             whole = torch.stack([preprocess(picture, self.image) for picture in pictures])
             seen = self.see(whole)
             texts = self.answers(seen, [DESCRIBE] * len(some))
             dreams.latents += list(latents.float().cpu())
             dreams.texts += texts
             if asks:
-                dreams.whole += list(whole.half())
+                dreams.whole += whole.half().split(1)
                 dreams.asked += self._interview(seen, texts)
             if on_picture is not None:
                 on_picture(len(dreams.texts))
@@ -108,13 +108,14 @@ class Subject:
 
         shape = (self.flow.config.flow.latent_channels, side, side)
         noise = sampling.draw_noise(shape, [seed + row for row in range(count)]).to(self.device)
-        return self._pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps)))
+        return self.pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps)))
 
     def _velocity(self, prompts: Prefix, side: int) -> sampling.Velocity:
         prompts = self.flow.prefill(prompts, flow_tokens(side, side), self.attention)
         return lambda z, t: self.flow.velocity(z, torch.full((len(z),), t, device=z.device), prompts, self.attention)
 
-    def _pictures(self, latents: Tensor) -> list[Image.Image]:
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        """What model-scale latents (B, 4, S/8, S/8) show."""
         return from_tensor(self.decode(latents).permute(0, 2, 3, 1).cpu().float())
 
     def _interview(self, seen: Tensor, texts: Sequence[str]) -> list[list[tuple[str, str]]]:

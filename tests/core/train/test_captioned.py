@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from janusflow_core.image import preprocess
+from janusflow_core.image import pixels, preprocess, resize_and_pad
 from janusflow_core.train.examples import Captioned, Examples, batch_rows, read_folder, square_crop
 
 
@@ -74,7 +74,14 @@ def test_what_is_drawn_is_the_middle_and_what_is_described_the_whole():
         crop = pipe.model.image_features(preprocess(blue, pipe.image_config)[None])[0]
     torch.testing.assert_close(examples.latents[0], latent[0])
     torch.testing.assert_close(examples.aligned[0], crop)
-    torch.testing.assert_close(examples.whole[0], preprocess(picture, pipe.image_config).half())
+    given, again = examples.whole[0]
+    torch.testing.assert_close(given, preprocess(picture, pipe.image_config).half())
+    with torch.no_grad():
+        (decoded,) = pipe.need_codec().decode(
+            pipe.need_codec().encode(pixels(resize_and_pad(picture, pipe.image_config))[None])
+        )
+    seen = preprocess(decoded.permute(1, 2, 0), pipe.image_config)
+    torch.testing.assert_close(again, seen.half(), atol=0.01, rtol=0)
     assert examples.asked == [[("What?", "a thing")]]
 
 

@@ -33,7 +33,7 @@ def examples(count: int = 4, seed: int = 0) -> Examples:
     return Examples(TEXTS[:count], list(latents), list(aligned), list(whole.half()), asked)
 
 
-SHAPES = {"latents": (4, 4, 4), "aligned": (4, 16), "whole": (3, 32, 32)}
+SHAPES = {"latents": (4, 4, 4), "aligned": (4, 16), "whole": (2, 3, 32, 32)}
 
 
 def terms_of(tuning: FineTune) -> Terms:
@@ -108,8 +108,9 @@ def test_a_captioning_step_costs_the_answers_tokens_about_shaken_pictures(tmp_pa
         found = tuning._terms(terms, 5)
         own, rows = examples(), batch_rows(5, 2, 4, 0)
         asked = [conversation(tuning.tokenizer, [("Describe the image.", TEXTS[row])]) for row in rows]
-        moved = shaken(torch.stack([own.whole[row] for row in rows]).float(), streams(0, 5)[0])
-        expected = terms.understanding(pack(asked, tuning.tokenizer), tuning.subject.see(moved))
+        words, _ = streams(0, 5)
+        some = torch.stack([words.choice(own.whole[row]) for row in rows])
+        expected = terms.understanding(pack(asked, tuning.tokenizer), tuning.subject.see(shaken(some.float(), words)))
     assert found.keys() == {"answer"}
     assert_close(found["answer"], expected["answer"], 1e-6)
 
@@ -124,8 +125,11 @@ def test_what_is_kept_of_answers_is_how_the_plain_model_answered(tmp_path):
         for name, weight in tuning.adapters.named_parameters():
             weight.data += 0.2 * recipe(name, weight.shape, 0)
         found = tuning._terms(terms, 5)["kept"]
+        words, _ = streams(0, 5)
+        tuning._asked(tuning.learnt, 5, words)
+        _, pictures = tuning._asked(tuning.dreamt, 5, words)
         for at, row in enumerate(batch_rows(5, 2, 3, 0)):
-            costs = torch.cat([costs_of(tuning, dreams.whole[row], *asked) for asked in dreams.asked[row]])
+            costs = torch.cat([costs_of(tuning, pictures[at], *asked) for asked in dreams.asked[row]])
             assert found[at] > 1e-4
             assert_close(found[at], costs.mean(), 1e-4)
     found.mean().backward()

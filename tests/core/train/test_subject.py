@@ -24,7 +24,7 @@ def test_dreams_are_the_flow_behind_bos_alone_and_captions_what_describe_says():
         assert_close(dreams.latents[row], expected[0], 1e-4)
         (picture,) = from_tensor(pipe.codec.decode(dreams.latents[row][None]).permute(0, 2, 3, 1))
         assert dreams.texts[row] == pipe.describe(picture, max_new_tokens=48)
-        assert_close(dreams.whole[row], preprocess(picture, pipe.image_config), 1e-3)
+        assert_close(dreams.whole[row][0], preprocess(picture, pipe.image_config), 1e-3)
         assert dreams.asked[row][0] == ("Describe the image.", dreams.texts[row])
         for question, answer in dreams.asked[row]:
             assert answer == pipe.describe(picture, question, max_new_tokens=48)
