@@ -56,7 +56,13 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                     tooltip="generation: to draw what the texts say. captioning: to answer `Describe the image.` with "
                     "them. both: by turns.",
                 ),
-                io.Int.Input("steps", default=2000, min=2, max=1_000_000, tooltip="Updates of the LoRA."),
+                io.Int.Input(
+                    "steps",
+                    default=2000,
+                    min=2,
+                    max=1_000_000,
+                    tooltip="Updates of the LoRA: 2000 teach to draw a new shape, 300 to name it.",
+                ),
                 io.Int.Input("batch_size", default=8, min=1, max=1024, tooltip="Pictures a step."),
                 io.Int.Input(
                     "rank", default=16, min=1, max=1024, tooltip="How much the LoRA can learn, and how large it is."

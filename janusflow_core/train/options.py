@@ -22,7 +22,7 @@ class FineTuneOptions(Part):
     teach: Teach = "generation"
     """generation: to draw what the texts say; captioning: to say the texts of the pictures; or both."""
     steps: int = Field(default=2000, ge=1)
-    """Updates of the LoRA."""
+    """Updates of the LoRA: 2000 teach to draw a new shape, 300 to name it."""
     batch: int = Field(default=8, ge=1)
     """Pictures a batch."""
     accumulate: int = Field(default=1, ge=1)
@@ -51,8 +51,8 @@ class FineTuneOptions(Part):
     """Pictures that the model first makes of no prompt, in its own words, to be held to; 0 lets it forget."""
     keep: float = Field(default=1.0, ge=0)
     """How much it is held to them."""
-    ratio: float = Field(default=0.5, gt=0, lt=1)
-    """Share of batches that are drawn when both are taught; the others are captioned."""
+    ratio: float = Field(default=0.85, gt=0, lt=1)
+    """Share of batches that are drawn when both are taught; the others are captioned, which is learnt sooner."""
     question: str = Field(default="Describe the image.", min_length=1)
     """What the texts answer when captioning is taught."""
     eight_bit: bool = False

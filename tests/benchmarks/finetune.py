@@ -6,7 +6,7 @@
 drawing: crescents that are drawn alone and in their color, of 80 asked for, ten of each color.
 repa: the same, with the alignment at its usual weight.
 pair: purple stars, one of the pairs that training never shows, of 40.
-captioning: crescents of 80 fresh pictures that are described exactly.
+captioning: crescents of 80 fresh pictures that are described exactly, after 300 steps.
 The other number of a row is what the model could before: mini-GenEval, or the answers of `janusflow evaluate shapes`.
 """
 
@@ -83,7 +83,7 @@ LESSONS = {
     "drawing": Lesson(CRESCENTS, {}, drawn, 80, old_pictures),
     "repa": Lesson(CRESCENTS, {"repa": 0.5}, drawn, 80, old_pictures),
     "pair": Lesson(PAIR, {}, drawn, 40, old_pictures),
-    "captioning": Lesson(CRESCENTS, {"teach": "captioning"}, described, 80, old_answers),
+    "captioning": Lesson(CRESCENTS, {"teach": "captioning", "steps": 300}, described, 80, old_answers),
 }
 
 

@@ -187,7 +187,7 @@ def test_what_is_kept_is_how_the_plain_model_drew(tmp_path):
 @pytest.mark.parametrize("teach", ["generation", "captioning", "both"])
 @pytest.mark.parametrize("options", [{}, {"kind": "dora", "accumulate": 2}, {"parts": ("mlp", "generation", "head")}])
 def test_it_learns_and_leaves_the_model_as_it_was(teach, options, tmp_path):
-    tuning = new(tmp_path, teach=teach, steps=60, learning_rate=0.02, **options)
+    tuning = new(tmp_path, teach=teach, ratio=0.5, steps=60, learning_rate=0.02, **options)
     plain, told = {name: w.clone() for name, w in tuning.subject.flow.named_parameters()}, []
     tuning.run(lambda progress, means: told.append(means))
     for name in {"generation": ["flow"], "captioning": ["answer"], "both": ["flow", "answer"]}[teach]:
