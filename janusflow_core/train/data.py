@@ -26,17 +26,22 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of conversations, all (B, T): ids, labels, positions, segment numbers, places of picture embeddings."""
+    """A batch of conversations, all (B, T): ids, labels, positions, segment numbers, places of picture embeddings.
+
+    No row has a label before `start`.
+    """
 
     ids: Tensor
     labels: Tensor
     positions: Tensor
     segments: Tensor
     image_mask: Tensor
+    start: int
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
-        return Packed(**{name: value.to(device) for name, value in vars(self).items()})
+        tensors = (self.ids, self.labels, self.positions, self.segments, self.image_mask)
+        return Packed(*(tensor.to(device) for tensor in tensors), self.start)
 
 
 def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) -> Conversation:
@@ -61,7 +66,8 @@ def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 
     ids, labels, positions, segments = (
         _padded(columns, fill, length) for columns, fill in _columns(rows, tokenizer.pad_id)
     )
-    return Packed(ids, labels, positions, segments, tokenizer.image_mask(ids))
+    start = min(len(row.start) for row in rows)
+    return Packed(ids, labels, positions, segments, tokenizer.image_mask(ids), start)
 
 
 def _columns(rows: Sequence[Conversation], pad_id: int) -> list[tuple[list[list[int]], int]]:

@@ -116,7 +116,8 @@ class Terms:
 
     def understanding(self, asked: Packed, features: Tensor) -> dict[str, Tensor]:
         """Response loss (B,) of conversations about one picture each, given as `features` (B, N, W) (paper, eq. 6)."""
-        return {"answer": self._answer(*self._read(asked, features), asked.labels)}
+        # Logits of the picture's tokens, which no one asks for, would take gigabytes.
+        return {"answer": self._answer(*self._read(asked, features), asked.labels[:, asked.start :])}
 
     def remembering(self, asked: Packed, features: Tensor, plain: AbstractContextManager[Any]) -> Tensor:
         """How far (B,) answers are from what they were without the changes that `plain` takes away for a while.
@@ -160,4 +161,5 @@ class Terms:
         return terms
 
     def _answering(self, embeddings: Tensor, positions: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        return autoregressive_loss(self.text.logits(self._hidden_states(embeddings, positions, mask)), labels)
+        hidden = self._hidden_states(embeddings, positions, mask)[:, -labels.shape[1] :]
+        return autoregressive_loss(self.text.logits(hidden), labels)
