@@ -1,6 +1,5 @@
 """Conversations in rows: labels where the answer is, positions that count on from the picture, segments apart."""
 
-import torch
 from golden import micro
 
 from janusflow_core.train.data import conversation, pack
