@@ -75,19 +75,21 @@ class Lora(LoadOptions):
         from ..checkpoint import open_checkpoint
         from ..lora import save_lora
         from ..train.examples import read_folder
-        from ..train.finetune import Base, FineTune, look_at, lora_metadata
+        from ..train.finetune import CAPTIONS, Base, FineTune, about, look_at, lora_metadata
+        from ..train.loop import check_same
         from ..train.optimizer import Diverged
 
         assert self.images is not None
         captioned = read_folder(self.images, one_line(self.caption))
         pipe = self._load()
         subject = subject_of(pipe)
+        base = Base.of(open_checkpoint(self.model))
+        check_same(self._state, about(self.settings, [], base), [CAPTIONS])
         with progress("looking at the pictures") as show:
             examples, dreams = look_at(subject, captioned, self.settings, show)
         for problem in examples.problems:
             print(f"janusflow: left out {one_line(problem)}", file=sys.stderr)
         self._folder.mkdir(parents=True, exist_ok=True)
-        base = Base.of(open_checkpoint(self.model))
         tuning = FineTune(subject, examples, self.settings, base, self._state, dreams)
         tuning.stage.memory[DTYPE] = next(name for name in DTYPES if torch_dtype(name) == pipe.dtype)
         try:

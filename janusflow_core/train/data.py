@@ -6,7 +6,7 @@ B batch, T tokens. The questions share the picture's common beginning (segment 0
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
-        tensors = (self.ids, self.labels, self.positions, self.segments, self.image_mask)
-        return Packed(*(tensor.to(device) for tensor in tensors), self.start)
+        held = vars(self).items()
+        return replace(self, **{name: value.to(device) for name, value in held if isinstance(value, Tensor)})
 
 
 def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) -> Conversation:

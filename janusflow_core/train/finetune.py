@@ -90,11 +90,13 @@ class Base:
         return cls(checkpoint.name, base_hash(checkpoint.weights, held))
 
 
-def about(options: FineTuneOptions, examples: Examples, base: Base) -> str:
+CAPTIONS = "captions"  # what is not known of a run before its pictures were looked at, because some may be broken
+
+
+def about(options: FineTuneOptions, texts: Sequence[str], base: Base) -> str:
     """All that a run cannot change when it goes on, as JSON."""
-    texts = hashlib.sha256("\n".join(examples.texts).encode()).hexdigest()
-    captions = f"{len(examples.texts)} ({texts[:8]})"
-    told = {"model": f"{base.name} ({base.sha256[:8]})", "captions": captions}
+    captions = f"{len(texts)} ({hashlib.sha256(chr(10).join(texts).encode()).hexdigest()[:8]})"
+    told = {"model": f"{base.name} ({base.sha256[:8]})", CAPTIONS: captions}
     return json.dumps({**options.model_dump(mode="json", exclude={"steps"}), **told})
 
 
@@ -148,7 +150,7 @@ class FineTune:
             raise ValueError(f"got layer {self.layer} to align (REPA), expected 1 to {depth}")
         self.projector = self._new_projector()
         trained = {**dict(self.adapters.named_parameters()), **dict(self.projector.named_parameters("projector"))}
-        height = options.learning_rate or 0.6 / subject.flow.config.language.hidden_size
+        height = options.learning_rate or 1.0 / subject.flow.config.language.hidden_size
         optimizer = Optimizer(trained.items(), adam_lr=height, betas=(0.9, 0.99), eight_bit=options.eight_bit)
         rate = {"cosine": cosine, "constant": constant}[options.schedule]
         self.stage = Stage(
@@ -160,7 +162,7 @@ class FineTune:
             lambda progress, step: rate(progress, step, max(options.warmup, 1)),
             decay=0.0,
             accumulate=options.accumulate,
-            about=about(options, examples, base),
+            about=about(options, examples.texts, base),
         )
 
     def _new_projector(self) -> nn.Module:

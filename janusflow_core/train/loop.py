@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,8 @@ class Stage:
 
     @torch.no_grad()
     def _restore(self) -> None:
+        check_same(self.file, self.about)
         told, tensors = TensorFile(self.file).metadata, load_file(self.file)
-        if told.get("about", "") != self.about:
-            raise ValueError(
-                f"{shown(self.file)} is a run of other settings ({_differences(told.get('about'), self.about)}): "
-                "use the same ones to go on, or another name to begin anew."
-            )
         self.step, self.seconds = int(told["step"]), float(told["seconds"])
         self.memory = json.loads(told.get("memory", "{}"))
         for part, held in (("trained", self.trained), ("average", self.average)):
@@ -132,12 +128,18 @@ def told_by(file: Path) -> tuple[str, dict[str, Any]]:
     return told.get("about", ""), json.loads(told.get("memory", "{}"))
 
 
-def _differences(before: str | None, now: str) -> str:
-    """What two descriptions in JSON say differently."""
-    old, new = (json.loads(text or "{}") for text in (before, now))
-    return ", ".join(
-        f"{name} {old.get(name)}, now {new.get(name)}" for name in new | old if old.get(name) != new.get(name)
-    )
+def check_same(file: Path, about: str, unknown: Sequence[str] = ()) -> None:
+    """Raise ValueError where there is a state of a run of other settings, but for those that are yet unknown."""
+    if not file.exists():
+        return
+    old, new = (json.loads(text or "{}") for text in (told_by(file)[0], about))
+    other = [name for name in new | old if name not in unknown and old.get(name) != new.get(name)]
+    if other:
+        differences = ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in other)
+        raise ValueError(
+            f"{shown(file)} is a run of other settings ({differences}): use the same ones to go on, or another name to "
+            "begin anew."
+        )
 
 
 def fit(

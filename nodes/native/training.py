@@ -19,8 +19,8 @@ from ...janusflow_core.checkpoint import open_checkpoint
 from ...janusflow_core.image import to_pil
 from ...janusflow_core.lora import lora_tensors, save_lora
 from ...janusflow_core.train.examples import Captioned, Examples, read_folder
-from ...janusflow_core.train.finetune import Base, FineTune, about, look_at, lora_metadata
-from ...janusflow_core.train.loop import told_by
+from ...janusflow_core.train.finetune import CAPTIONS, Base, FineTune, about, look_at, lora_metadata
+from ...janusflow_core.train.loop import check_same, told_by
 from ...janusflow_core.train.machine import training_attention
 from ...janusflow_core.train.optimizer import Diverged
 from ...janusflow_core.train.options import FineTuneOptions
@@ -115,10 +115,15 @@ class Run:
     def state(self) -> Path:
         return self.folder / f"{self.name}_run" / "state.safetensors"
 
-    def _new(self, subject: Subject, examples: Examples, dreams: Examples) -> FineTune:
+    def _check(self, base: Base) -> None:
+        """Refuse to go on with other settings before anything long begins."""
+        _, memory = told_by(self.state)
+        if self.resume and DONE not in memory:
+            check_same(self.state, about(self.options, [], base), [CAPTIONS])
+
+    def _new(self, subject: Subject, examples: Examples, base: Base, dreams: Examples) -> FineTune:
         """Gone on with where it was stopped; begun anew where one does not want that, or where nothing is lost."""
-        base = Base.of(self.checkpoint)
-        if not self.resume or self._is_another_and_done(about(self.options, examples, base)):
+        if not self.resume or self._is_another_and_done(about(self.options, examples.texts, base)):
             self.state.unlink(missing_ok=True)
         return FineTune(subject, examples, self.options, base, self.state, dreams)
 
@@ -136,8 +141,10 @@ class Run:
             check_cancelled()
             bar.update_absolute(done)
 
+        base = Base.of(self.checkpoint)
+        self._check(base)
         examples, dreams = look_at(subject, captioned, self.options, looked)
-        tuning = self._new(subject, examples, dreams)
+        tuning = self._new(subject, examples, base, dreams)
         losses = tuning.stage.memory.setdefault("losses", [])
         began, first, step_ends = time.monotonic(), tuning.stage.step, deque([time.monotonic()], maxlen=21)
 

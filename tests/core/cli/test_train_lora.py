@@ -112,6 +112,7 @@ def test_more_steps_train_further_and_other_settings_do_not(capsys, model, pictu
     before = load_file(out)
     assert run(capsys, model, pictures, out, "--steps", 6)[0] == 0
     assert any((load_file(out)[key] != before[key]).any() for key in before)
+    (pictures / "red.png").write_bytes(b"broken")  # it is refused before one looks at the pictures
     status, _, complaint = run(capsys, model, pictures, out, "--rank", 4)
     assert status == 2 and "run of other settings" in complaint and complaint.count("\n") == 1
 
