@@ -74,7 +74,7 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                     max=1.0,
                     step=0.00001,
                     round=False,
-                    tooltip="0 takes what suits the model's width: 5e-4 for JanusFlow-1.3B, 5e-3 for janusflow-tiny.",
+                    tooltip="0 takes what suits the model's width: 3e-4 for JanusFlow-1.3B, 3e-3 for janusflow-tiny.",
                 ),
                 # Not drawn anew after each run: another seed is another run, which the state of this one does not fit.
                 io.Int.Input(

@@ -150,7 +150,7 @@ class FineTune:
             raise ValueError(f"got layer {self.layer} to align (REPA), expected 1 to {depth}")
         self.projector = self._new_projector()
         trained = {**dict(self.adapters.named_parameters()), **dict(self.projector.named_parameters("projector"))}
-        height = options.learning_rate or 1.0 / subject.flow.config.language.hidden_size
+        height = options.learning_rate or 0.6 / subject.flow.config.language.hidden_size
         optimizer = Optimizer(trained.items(), adam_lr=height, betas=(0.9, 0.99), eight_bit=options.eight_bit)
         rate = {"cosine": cosine, "constant": constant}[options.schedule]
         self.stage = Stage(

@@ -28,7 +28,7 @@ class FineTuneOptions(Part):
     accumulate: int = Field(default=1, ge=1)
     """Batches a step: as good as a larger batch in less memory."""
     learning_rate: float = Field(default=0.0, ge=0, le=1)
-    """Of AdamW, at its height; 0 takes 1 / hidden size: 5e-3 for janusflow-tiny, 5e-4 for JanusFlow-1.3B."""
+    """Of AdamW, at its height; 0 takes 0.6 / hidden size: 3e-3 for janusflow-tiny, 3e-4 for JanusFlow-1.3B."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on after its warm-up."""
     warmup: int = Field(default=20, ge=0)

@@ -3,9 +3,9 @@
     python tests/benchmarks/finetune.py                              every lesson with three seeds: hours
     python tests/benchmarks/finetune.py --taught drawing --seeds 0 --settings '{"steps": 500, "repa": 0.5}'
 
-drawing: crescents that are drawn alone and in their color, of 80 asked for, ten of each color.
+drawing: crescents that are drawn alone and in their color, of 240 asked for, thirty of each color.
 repa: the same, with the alignment at its usual weight.
-pair: purple stars, one of the pairs that training never shows, of 40.
+pair: purple stars, one of the pairs that training never shows, of 120.
 captioning: crescents of 80 fresh pictures that are described exactly, after 300 steps.
 The other number of a row is what the model could before: mini-GenEval, or the answers of `janusflow evaluate shapes`.
 """
@@ -62,7 +62,7 @@ def old_answers(pipe: JanusFlowPipeline, per_task: int) -> float:
         turns = [pipe.tokenizer.question_messages(question, 1) for question in questions]
         return pipe.converse(turns, [[picture] for picture in pictures], max_new_tokens=24)
 
-    return score.overall(score.score_answers(ask, 2 * per_task))
+    return score.overall(score.score_answers(ask, per_task))
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Lesson:
 
 
 LESSONS = {
-    "drawing": Lesson(CRESCENTS, {}, drawn, 80, old_pictures),
-    "repa": Lesson(CRESCENTS, {"repa": 0.5}, drawn, 80, old_pictures),
-    "pair": Lesson(PAIR, {}, drawn, 40, old_pictures),
+    "drawing": Lesson(CRESCENTS, {}, drawn, 240, old_pictures),
+    "repa": Lesson(CRESCENTS, {"repa": 0.5}, drawn, 240, old_pictures),
+    "pair": Lesson(PAIR, {}, drawn, 120, old_pictures),
     "captioning": Lesson(CRESCENTS, {"teach": "captioning", "steps": 300}, described, 80, old_answers),
 }
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--taught", nargs="+", choices=LESSONS, default=[*LESSONS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", default="{}", help="more options of `janusflow train lora`, as JSON")
-    parser.add_argument("--per-task", type=int, default=50)
+    parser.add_argument("--per-task", type=int, default=100, help="old pictures a task, and scenes to ask about")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="keeps states and LoRAs; goes on there")
     given = parser.parse_args()
     dtype = torch.bfloat16 if faster_in_bf16(torch.device("cpu")) else torch.float32
