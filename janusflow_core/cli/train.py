@@ -75,8 +75,7 @@ class Lora(LoadOptions):
         from ..checkpoint import open_checkpoint
         from ..lora import save_lora
         from ..train.examples import read_folder
-        from ..train.finetune import CAPTIONS, Base, FineTune, about, look_at, lora_metadata
-        from ..train.loop import check_same
+        from ..train.finetune import Base, FineTune, check_settings, look_at, lora_metadata
         from ..train.optimizer import Diverged
 
         assert self.images is not None
@@ -84,7 +83,7 @@ class Lora(LoadOptions):
         pipe = self._load()
         subject = subject_of(pipe)
         base = Base.of(open_checkpoint(self.model))
-        check_same(self._state, about(self.settings, [], base), [CAPTIONS])
+        check_settings(self._state, self.settings, base)
         with progress("looking at the pictures") as show:
             examples, dreams = look_at(subject, captioned, self.settings, show)
         for problem in examples.problems:
@@ -172,13 +171,13 @@ class Lora(LoadOptions):
 
         from ..png import save_new
 
-        texts, step = tuning.learnt.examples.texts[:SHOWN], tuning.stage.step
+        texts, step = tuning.learnt.texts[:SHOWN], tuning.stage.step
         told: dict[str, Any] = {"step": step, "texts": texts}
         if self.settings.teach != "captioning":
             row = side_by_side(tuning.subject.draw(texts, pipe.drawing))
             told["picture"] = save_new(self._folder, f"step_{step:06d}", row, {}).name
         if self.settings.teach != "generation":
-            subject, pictures = tuning.subject, torch.stack([both[0] for both in tuning.learnt.examples.whole[:SHOWN]])
+            subject, pictures = tuning.subject, torch.stack([both[0] for both in tuning.learnt.whole[:SHOWN]])
             told["answers"] = subject.answers(subject.see(pictures), len(pictures) * [self.settings.question])
         return told
 

@@ -20,10 +20,9 @@ from ..adapters import Adapter
 from ..checkpoint import Checkpoint, OnProgress
 from ..lora import base_hash
 from ..model import JanusFlow, Prefix
-from ..tokenizer import JanusTokenizer
 from .data import Packed, conversation, pack
 from .examples import Captioned, Examples, batch_rows, shaken
-from .loop import Budget, OnStep, Stage, fit, streams
+from .loop import Budget, OnStep, Stage, check_same, fit, streams
 from .lowrank import Adapters, chosen_layers
 from .optimizer import Optimizer, constant, cosine
 from .options import FineTuneOptions, PartName
@@ -32,6 +31,7 @@ from .terms import Terms, new_projector
 
 DREAM_SEED = 10**6  # so that no picture of a user's own seeds is a dream
 Prompt = tuple[list[int], int]  # ids, and the place of the time token behind them
+CAPTIONS = "captions"  # what is not known of a run before its pictures were looked at, because some may be broken
 SETTLED, EVERY = 100, 20  # batches until the projector means something, and between two looks at the gradients
 
 
@@ -39,18 +39,6 @@ def thinned(text: str, words: random.Random) -> str:
     """A text with about seven in ten of its words, at least one."""
     told = text.split()
     return " ".join(word for word in told if words.random() < 0.7) or words.choice(told or [""])
-
-
-@dataclass(frozen=True)
-class _Material:
-    """Examples with their texts as prompts."""
-
-    examples: Examples
-    prompts: list[list[int]]
-
-    @classmethod
-    def of(cls, tokenizer: JanusTokenizer, examples: Examples) -> _Material:
-        return cls(examples, [tokenizer.generation_ids(text) for text in examples.texts])
 
 
 def look_at(
@@ -66,7 +54,7 @@ def look_at(
         examples.add(one, subject, draws, draws and options.repa > 0, question)
         if on_picture is not None:
             on_picture(done, total)
-    if not examples.texts or not options.dreams or not options.keep:
+    if len(examples.texts) < 2 or not options.dreams or not options.keep:  # fewer than two are refused
         return examples, Examples()
     lengths = [len(subject.tokenizer.generation_ids(text)) for text in examples.texts]
     starts = [lengths[row % len(lengths)] for row in range(options.dreams)]
@@ -90,20 +78,22 @@ class Base:
         return cls(checkpoint.name, base_hash(checkpoint.weights, held))
 
 
-CAPTIONS = "captions"  # what is not known of a run before its pictures were looked at, because some may be broken
-
-
 def about(options: FineTuneOptions, texts: Sequence[str], base: Base) -> str:
     """All that a run cannot change when it goes on, as JSON."""
-    captions = f"{len(texts)} ({hashlib.sha256(chr(10).join(texts).encode()).hexdigest()[:8]})"
-    told = {"model": f"{base.name} ({base.sha256[:8]})", CAPTIONS: captions}
+    fingerprint = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    told = {"model": f"{base.name} ({base.sha256[:8]})", CAPTIONS: f"{len(texts)} ({fingerprint[:8]})"}
     return json.dumps({**options.model_dump(mode="json", exclude={"steps"}), **told})
+
+
+def check_settings(state: Path, options: FineTuneOptions, base: Base) -> None:
+    """Raise ValueError where a state is of another model or other settings, before any picture is looked at."""
+    check_same(state, about(options, [], base), [CAPTIONS])
 
 
 def lora_metadata(tuning: FineTune) -> dict[str, str]:
     """What a LoRA file tells about itself: its base, its shape, and the recipe that makes it again."""
     options, base = tuning.options, tuning.base
-    recipe = {**options.model_dump(mode="json"), "steps": tuning.stage.step, "pictures": len(tuning.learnt.prompts)}
+    recipe = {**options.model_dump(mode="json"), "steps": tuning.stage.step, "pictures": len(tuning.learnt.texts)}
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "janusflow/lora",
@@ -138,8 +128,9 @@ class FineTune:
             raise ValueError(f"there is {count} to learn from, at least two are needed{left}")
         self.subject, self.base = subject, base
         self.device, self.tokenizer = subject.device, subject.tokenizer
-        self.options, self.learnt = options, _Material.of(self.tokenizer, examples)
-        self.dreamt = _Material.of(self.tokenizer, dreams) if dreams and dreams.texts else None
+        self.options, self.learnt = options, examples
+        self.dreamt = dreams if dreams and dreams.texts else None
+        self.prompts = [self.tokenizer.generation_ids(text) for text in examples.texts]
         idle = {"generation": "head", "captioning": "generation", "both": None}[options.teach]
         parts: list[PartName] = [part for part in options.parts if part != idle]
         layers = chosen_layers(dict.fromkeys((subject.flow, subject.text)), parts)
@@ -212,9 +203,9 @@ class FineTune:
             found["kept"] = terms.remembering(asked, self.subject.see(pictures), self.adapters.paused())
         return found
 
-    def _asked(self, material: _Material, number: int, words: random.Random) -> tuple[Packed, Tensor]:
+    def _asked(self, examples: Examples, number: int, words: random.Random) -> tuple[Packed, Tensor]:
         """The first and one more question about some pictures, with their answers, and the pictures (B, 3, S, S)."""
-        rows, examples = self._rows(material, number), material.examples
+        rows = self._rows(examples, number)
         asked = (examples.asked[row] for row in rows)
         some = ([turns[0], *words.sample(turns[1:], min(1, len(turns) - 1))] for turns in asked)
         packed = pack([conversation(self.tokenizer, turns) for turns in some], self.tokenizer)
@@ -224,9 +215,9 @@ class FineTune:
     def _drawing(self, terms: Terms, number: int) -> dict[str, Tensor]:
         words, generator = streams(self.options.seed, number, self.device)
         rows = self._rows(self.learnt, number)
-        prompts = [(ids, len(ids)) for ids in (self.learnt.prompts[row] for row in rows)]
-        latents = self._stacked(self.learnt.examples.latents, rows)
-        features = self._stacked(self.learnt.examples.aligned, rows) if self._aligns() else None
+        prompts = [(ids, len(ids)) for ids in (self.prompts[row] for row in rows)]
+        latents = self._stacked(self.learnt.latents, rows)
+        features = self._stacked(self.learnt.aligned, rows) if self._aligns() else None
         if self.dreamt is None:
             prefix = self._prefix(self._dropped(prompts, words))
             found = terms.generation(prefix, latents, features, generator)
@@ -234,7 +225,7 @@ class FineTune:
             # Without a prompt the model shall draw what it did: only the prompts of dreams are dropped.
             old = self._rows(self.dreamt, number)
             prefix = self._prefix(prompts + self._dropped(self._held_prompts(old, words), words))
-            latents = torch.cat((latents, self._stacked(self.dreamt.examples.latents, old)))
+            latents = torch.cat((latents, self._stacked(self.dreamt.latents, old)))
             found = terms.generation(prefix, latents, features, generator, len(old), self.adapters.paused())
         if features is not None and self.options.repa_stop < 0 and number % EVERY == 0:
             self._compare(found, number)
@@ -243,7 +234,7 @@ class FineTune:
     def _held_prompts(self, rows: Sequence[int], words: random.Random) -> list[Prompt]:
         """The words of dreams, half of the time not all of them: one asks for less than a caption tells."""
         assert self.dreamt is not None
-        texts = (self.dreamt.examples.texts[row] for row in rows)
+        texts = (self.dreamt.texts[row] for row in rows)
         told = (thinned(text, words) if words.random() < 0.5 else text for text in texts)
         return [(ids, len(ids)) for ids in map(self.tokenizer.generation_ids, told)]
 
@@ -251,8 +242,8 @@ class FineTune:
         """A part of the prompts becomes BOS alone, which keeps the place of the time token, as inference has it."""
         return [(ids[:1] if words.random() < self.options.drop else ids, length) for ids, length in prompts]
 
-    def _rows(self, material: _Material, number: int) -> list[int]:
-        return batch_rows(number, self.options.batch, len(material.examples.texts), self.options.seed)
+    def _rows(self, examples: Examples, number: int) -> list[int]:
+        return batch_rows(number, self.options.batch, len(examples.texts), self.options.seed)
 
     def _prefix(self, prompts: Sequence[Prompt]) -> Prefix:
         return Prefix.join([self.subject.prompt(ids) for ids, _ in prompts], [length for _, length in prompts])

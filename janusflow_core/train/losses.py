@@ -24,16 +24,19 @@ def autoregressive_loss(logits: Tensor, labels: Tensor) -> Tensor:
     A sample without response tokens costs 0.
     """
     loss = F.cross_entropy(_precise(logits).transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")  # (B, T)
-    count = (labels != IGNORE).sum(dim=1).clamp(min=1)
-    return loss.sum(dim=1) / count
+    return _mean(loss, labels != IGNORE)
+
+
+def _mean(costs: Tensor, answers: Tensor) -> Tensor:
+    """The mean (B,) of costs (B, T), 0 outside the `answers` (B, T), over these."""
+    return costs.sum(dim=1) / answers.sum(dim=1).clamp(min=1)
 
 
 def kept_loss(logits: Tensor, target: Tensor, answers: Tensor) -> Tensor:
     """KL(target, now) of tokens, the mean (B,) over the `answers` (B, T) of a row that `logits` (K, V) are for."""
     now, then = (_precise(x).log_softmax(dim=-1) for x in (logits, target))
-    costs = now.new_zeros(answers.shape)
-    costs = costs.masked_scatter(answers, F.kl_div(now, then, reduction="none", log_target=True).sum(dim=-1))
-    return costs.sum(dim=1) / answers.sum(dim=1).clamp(min=1)
+    costs = F.kl_div(now, then, reduction="none", log_target=True).sum(dim=-1)  # (K,)
+    return _mean(costs.new_zeros(answers.shape).masked_scatter(answers, costs), answers)
 
 
 def flow_loss(velocity: Tensor, x: Tensor, noise: Tensor) -> Tensor:

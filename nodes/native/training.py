@@ -19,8 +19,8 @@ from ...janusflow_core.checkpoint import open_checkpoint
 from ...janusflow_core.image import to_pil
 from ...janusflow_core.lora import lora_tensors, save_lora
 from ...janusflow_core.train.examples import Captioned, Examples, read_folder
-from ...janusflow_core.train.finetune import CAPTIONS, Base, FineTune, about, look_at, lora_metadata
-from ...janusflow_core.train.loop import check_same, told_by
+from ...janusflow_core.train.finetune import Base, FineTune, about, check_settings, look_at, lora_metadata
+from ...janusflow_core.train.loop import told_by
 from ...janusflow_core.train.machine import training_attention
 from ...janusflow_core.train.optimizer import Diverged
 from ...janusflow_core.train.options import FineTuneOptions
@@ -119,7 +119,7 @@ class Run:
         """Refuse to go on with other settings before anything long begins."""
         _, memory = told_by(self.state)
         if self.resume and DONE not in memory:
-            check_same(self.state, about(self.options, [], base), [CAPTIONS])
+            check_settings(self.state, self.options, base)
 
     def _new(self, subject: Subject, examples: Examples, base: Base, dreams: Examples) -> FineTune:
         """Gone on with where it was stopped; begun anew where one does not want that, or where nothing is lost."""
@@ -173,7 +173,7 @@ class Run:
 
     def _preview(self, tuning: FineTune) -> tuple[str, Any, int]:
         """A picture of the first text, as ComfyUI shows it while a node runs."""
-        (picture,) = tuning.subject.draw(tuning.learnt.examples.texts[:1], self.drawing, self.options.seed)
+        (picture,) = tuning.subject.draw(tuning.learnt.texts[:1], self.drawing, self.options.seed)
         return "JPEG", picture, PREVIEW
 
     def _tell(self, step: int, means: Mapping[str, float], rate: float) -> None:

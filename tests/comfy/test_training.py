@@ -147,6 +147,9 @@ def test_other_settings_begin_anew_where_nothing_is_lost_and_are_refused_where_s
     with pytest.raises(ValueError) as error:
         train(pack, steps=3, rank=4, resume=True)
     assert_sentence(str(error.value), "other settings (rank 2, now 4)")
+    with pytest.raises(ValueError) as error:  # before anything is looked at: one picture would be refused as well
+        train(pack, steps=3, rank=4, resume=True, pictures=pictures(1))
+    assert_sentence(str(error.value), "other settings (rank 2, now 4)")
 
 
 @pytest.mark.parametrize("weight_dtype", ["bf16", "fp8_e4m3fn"])

@@ -136,6 +136,21 @@ def test_what_is_kept_of_answers_is_how_the_plain_model_answered(tmp_path):
     assert all(weight.grad is not None for _, weight in tuning.adapters.named_parameters())
 
 
+def test_a_dream_is_always_asked_to_be_described_and_one_question_more(tmp_path):
+    dreams, more = examples(3, seed=1), [(f"Is it {word}?", "two") for word in ("red", "blue", "a heart", "a star")]
+    dreams.asked = [[("Describe the image.", text), *more] for text in dreams.texts]
+    tuning = new(tmp_path, teach="captioning", dreams=dreams)
+    words, others = random.Random(0), set()
+    for number in range(12):
+        asked, _ = tuning._asked(dreams, number, words)
+        for at, row in enumerate(batch_rows(number, 2, 3, 0)):
+            first = conversation(tuning.tokenizer, dreams.asked[row][:1])
+            known = first.start + first.segments[0]
+            assert asked.ids[at, : len(known)].tolist() == known and asked.segments[at].max() == 2
+            others.add(tuple(asked.ids[at][asked.segments[at] == 2].tolist()))
+    assert others == {tuple(conversation(tuning.tokenizer, [one]).segments[0]) for one in more}
+
+
 def costs_of(tuning: FineTune, picture: torch.Tensor, question: str, answer: str) -> torch.Tensor:
     """KL(plain, now) of each token of one answer, and of the end behind it."""
     tokenizer, subject = tuning.tokenizer, tuning.subject
@@ -248,7 +263,7 @@ def test_a_lost_loss_ends_in_a_sentence_and_the_last_good_weights(tmp_path):
 
     def spoil(progress, means):
         if tuning.stage.step == 60:
-            tuning.learnt.examples.latents[0] = torch.full((4, 4, 4), torch.nan)
+            tuning.learnt.latents[0] = torch.full((4, 4, 4), torch.nan)
 
     with pytest.raises(Diverged, match=r"diverged at step 6\d \(flow is nan\); the weights of step 50 are kept"):
         tuning.run(spoil)
@@ -260,7 +275,7 @@ def test_an_exploding_loss_is_noticed(tmp_path):
 
     def spoil(progress, means):
         if tuning.stage.step == 20:
-            tuning.learnt.examples.latents = [1e3 * latent for latent in tuning.learnt.examples.latents]
+            tuning.learnt.latents = [1e3 * latent for latent in tuning.learnt.latents]
 
     with pytest.raises(Diverged, match=r"went up to .* the weights of step 0 are kept"):
         tuning.run(spoil)
