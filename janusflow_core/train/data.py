@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -48,14 +49,20 @@ def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) ->
     """Questions and answers about one picture, each question exactly as inference asks it."""
     start, segments, labels = [], [], []
     for question, answer in asked:
-        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
-        split = ids.index(tokenizer.image_end_id) + 1
-        reply = [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
-        start = ids[:split]
-        segments.append(ids[split:] + reply)
+        beginning, rest, reply = _exchange(tokenizer, question, answer)
+        start = [*beginning]
+        segments.append([*rest, *reply])
         # The label of a position is the token after it; the last position has none.
-        labels.append([IGNORE] * (len(ids) - split - 1) + reply + [IGNORE])
+        labels.append([IGNORE] * (len(rest) - 1) + [*reply, IGNORE])
     return Conversation(start, segments, labels)
+
+
+@lru_cache(maxsize=1 << 14)
+def _exchange(tokenizer: JanusTokenizer, question: str, answer: str) -> tuple[tuple[int, ...], ...]:
+    """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer."""
+    ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+    split = ids.index(tokenizer.image_end_id) + 1
+    return tuple(ids[:split]), tuple(ids[split:]), (*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id)
 
 
 def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 0) -> Packed:

@@ -42,7 +42,7 @@ class Budget:
         return min(over, 1.0)
 
 
-def streams(seed: int, step: int, device: torch.device | str = "cpu") -> tuple[random.Random, torch.Generator]:
+def streams(seed: int | str, step: int, device: torch.device | str = "cpu") -> tuple[random.Random, torch.Generator]:
     """Randomness of one step of one process: words and choices from the first, noise and times from the second."""
     words = random.Random(f"{seed}/{rank()}/{step}")
     return words, torch.Generator(device).manual_seed(words.getrandbits(63))

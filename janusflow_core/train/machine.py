@@ -19,6 +19,7 @@ from ..attention import Attention, eager, sdpa
 log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILERS = ("c++", "g++", "clang++", "cl")
+GPU_TIMES = 6  # a GPU is idle half of the time with a CPU's batches
 
 
 def rank() -> int:
@@ -53,6 +54,16 @@ class Machine:
             log.info("there is no C++ compiler (g++): training goes on uncompiled, about half as fast")
         return cls(device, faster_in_bf16(device), compiles)
 
+    @property
+    def times(self) -> int:
+        """How many times as many samples belong in a batch as on a CPU."""
+        return 1 if self.device.type == "cpu" else GPU_TIMES
+
+    @property
+    def workers(self) -> int:
+        """How many processes prepare what a GPU is to see; a CPU has better things to do."""
+        return 0 if self.device.type == "cpu" else max((os.cpu_count() or 1) - 2, 1)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in bfloat16, the rest in float32; or all in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -72,11 +83,12 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name)
 
 
-def faster_in_bf16(device: torch.device, size: int = 512, seconds: float = 0.1) -> bool:
+def faster_in_bf16(device: torch.device, seconds: float = 0.1) -> bool:
     """Whether matrix products run at least 1.3 times as fast in bfloat16 as in float32 here: measured, not guessed.
 
     Some processors have units for it, others emulate it slowly. All processes take the first one's word.
     """
+    size = 512 if device.type == "cpu" else 4096  # a GPU would only wait for small ones
     rates = [_products(device, dtype, size, seconds) for dtype in (torch.float32, torch.bfloat16)]
     verdict = torch.tensor(float(rates[1] > 1.3 * rates[0]))
     if dist.is_initialized():
@@ -87,6 +99,7 @@ def faster_in_bf16(device: torch.device, size: int = 512, seconds: float = 0.1) 
 
 def _products(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:
     a = torch.ones(size, size, device=device, dtype=dtype)
+    float((a @ a)[0, 0])  # the first one loads libraries
     count, began = 0, time.monotonic()
     while time.monotonic() - began < seconds:
         float((a @ a)[0, 0])  # waits for a GPU

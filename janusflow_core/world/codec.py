@@ -71,8 +71,8 @@ def fit_preview(vae: Any, x: Tensor, units: int = 32, steps: int = 1500) -> Prev
         latents = torch.cat([vae.encode(part).latent_dist.mean for part in x.split(32)]) * VAE.scaling_factor
     colors, background = F.avg_pool2d(x, 8), x[:, :, :2].mean(dim=(2, 3), keepdim=True)
     weight = 0.3 + (colors - background).norm(dim=1, keepdim=True)  # most cells are background and hardly count
-    inner = nn.Conv2d(latents.shape[1], units, 3, padding=1, padding_mode="replicate")
-    outer = nn.Conv2d(units, 3, 1)
+    inner = nn.Conv2d(latents.shape[1], units, 3, padding=1, padding_mode="replicate").to(x.device)
+    outer = nn.Conv2d(units, 3, 1).to(x.device)
     optimizer = torch.optim.AdamW([*inner.parameters(), *outer.parameters()], lr=3e-3)
     for _ in range(steps):
         some = torch.randint(len(x), (16,))

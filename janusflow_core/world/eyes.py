@@ -5,7 +5,9 @@ B batch, N = 36 patches of 16 pixels, row by row.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,11 +16,12 @@ from torch import Tensor, nn
 
 from ..attention import eager
 from ..model import JanusFlow
+from ..train.ahead import ahead
 from ..train.loop import Budget, Stage, fit, streams
 from ..train.machine import Machine, rank, world
 from ..train.optimizer import Optimizer
 from ..weights import write_tensors
-from .library import SEEDS, draw_scenes, pictures
+from .library import SEEDS, draw_scenes, normalised, pixels
 from .scenes import COLORS, FRAME, SHAPES, Scene
 
 SIDE = 6  # patches
@@ -55,23 +58,37 @@ def sight_losses(told: Tensor, what: Tensor, center: Tensor) -> dict[str, Tensor
     return losses | {"center": (place - center).abs().mean(dim=-1) * (what > 0)}
 
 
+@dataclass(frozen=True)
+class Sights:
+    """Makes what a step looks at: pictures in bytes, what lies under their patches, and where its middle is."""
+
+    count: int
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        rng, _ = streams(SEEDS["vision"], step)
+        scenes = draw_scenes(rng.getrandbits(40), self.count)
+        return pixels(scenes), *patch_labels(scenes)
+
+
 def train_eyes(out: Path, model: JanusFlow, machine: Machine, budget: Budget, batch: int = 128) -> None:
-    """Teach the model's understanding encoder what lies where, by patch; writes its weights to `out`."""
+    """Teach the model's understanding encoder what lies where, by patch; writes its weights to `out`.
+
+    `batch` pictures a step on a CPU, divided among the processes.
+    """
     torch.manual_seed(3)
-    encoder, own = model.vision_und_enc_model, max(batch // world(), 1)
+    encoder, own = model.vision_und_enc_model, max(batch // world(), 1) * machine.times
     head = nn.Linear(model.config.vision.width, KINDS + 2 * SIDE + 2).to(machine.device)
     named = {**dict(encoder.named_parameters("encoder")), **dict(head.named_parameters("head"))}
     outer = ("head", "encoder.vision_tower.patch_embed", "encoder.vision_tower.pos_embed")
     optimizer = Optimizer(named.items(), lambda name: not name.startswith(outer))
     stage = Stage("eyes", out.with_name("eyes.state.safetensors"), named, optimizer, WEIGHTS)
     look = machine.compiled(lambda x: head(encoder(x, eager)))  # (B, N, labels)
+    sights = ahead(Sights(own), itertools.count(stage.step), machine.workers)
 
     def terms(step: int) -> dict[str, Tensor]:
-        rng, _ = streams(SEEDS["vision"], step)
-        scenes = draw_scenes(rng.getrandbits(40), own)
-        what, center = (part.to(machine.device) for part in patch_labels(scenes))
+        shown, what, center = (part.to(machine.device) for part in next(sights))
         with machine.autocast():
-            told = look(pictures(scenes).to(machine.device))
+            told = look(normalised(shown))
         return sight_losses(told, what, center)
 
     fit(stage, budget, terms)

@@ -1,12 +1,17 @@
-"""Pictures of the world as tensors to train on: drawn by seed, encoded once, asked about in batches."""
+"""Pictures of the world as tensors to train on: drawn by number, encoded once.
+
+N pictures, of 96 pixels.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..attention import eager
-from ..tokenizer import JanusTokenizer
+from ..train.ahead import ahead
 from ..train.machine import Machine, rank, wait_for_all, world
 from ..weights import write_tensors
 from . import talk
@@ -26,18 +31,44 @@ log = logging.getLogger(__name__)
 
 # Stages must not see one another's scenes.
 SEEDS = {"vae": 0, "vision": 10**6, "library": 2 * 10**6, "joint": 3 * 10**6}
+CHUNK = 32  # scenes that are drawn and encoded together
+Example = tuple[str, Scene]  # a prompt, and a scene of just what it asks for
+
+
+def pixels(scenes: Sequence[Scene]) -> Tensor:
+    """Pictures (N, 3, 96, 96) of some scenes, as bytes."""
+    return torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """The same in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
 
 
 def pictures(scenes: Sequence[Scene]) -> Tensor:
     """Pictures (N, 3, 96, 96) in [-1, 1] of some scenes."""
-    pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return normalised(pixels(scenes))
 
 
-def draw_scenes(seed: int, count: int) -> list[Scene]:
-    """`count` scenes of the training world: a pure function of `seed`."""
+def draw_examples(seed: int | str, count: int) -> list[Example]:
+    """`count` examples of the training world: a pure function of `seed`."""
     rng = random.Random(seed)
-    return [talk.sample_training_example(rng)[2] for _ in range(count)]
+    return [(prompt, scene) for prompt, _, scene in (talk.sample_training_example(rng) for _ in range(count))]
+
+
+def draw_scenes(seed: int | str, count: int) -> list[Scene]:
+    """The scenes of `draw_examples`."""
+    return [scene for _, scene in draw_examples(seed, count)]
+
+
+def chunk(size: int, number: int) -> list[Example]:
+    """The `size` examples of the library's chunk of that number."""
+    return draw_examples(f"{SEEDS['library']}/{number}", size)
+
+
+def rendered(size: int, number: int) -> Tensor:
+    """The pictures of a chunk, as bytes."""
+    return pixels([scene for _, scene in chunk(size, number)])
 
 
 @dataclass
@@ -46,68 +77,51 @@ class Library:
 
     latents: Tensor
     features: Tensor
-    scenes: list[Scene]
-    prompts: list[str]
+    examples: list[Example]
 
     @classmethod
     def build(cls, folder: Path, vae: Any, encoder: nn.Module, count: int, machine: Machine) -> Library:
-        """Draw `count` scenes and encode them, each process its share, or read what an earlier run left in `folder`."""
-        shares = [list(range(part, count, world())) for part in range(world())]
-        seen_by = _fingerprint(vae, encoder)
-        files = [folder / f"{seen_by}_{count}_{part}_of_{world()}.safetensors" for part in range(world())]
-        rng = random.Random(SEEDS["library"])
-        examples = [talk.sample_training_example(rng) for _ in range(count)]
+        """Draw and encode at least `count` scenes, each process its share, or read what an earlier run left."""
+        size = CHUNK * machine.times
+        numbers = range(-(-count // size))
+        shares = [numbers[part :: world()] for part in range(world())]
+        name = f"{fingerprint(vae, encoder)}_{len(numbers)}x{size}"
+        files = [folder / f"{name}_{part}_of_{world()}.safetensors" for part in range(world())]
         if not files[rank()].exists():
             folder.mkdir(parents=True, exist_ok=True)
-            own = [examples[i][2] for i in shares[rank()]]
-            write_tensors(files[rank()], encode_scenes(own, vae, encoder, machine))
+            shown = ahead(partial(rendered, size), shares[rank()], machine.workers)
+            write_tensors(files[rank()], encode(shown, vae, encoder, machine))
         wait_for_all()
-        stored, order = [load_file(file) for file in files], [i for share in shares for i in share]
+        stored = [load_file(file) for file in files]
         latents, features = (torch.cat([part[name] for part in stored]) for name in ("latents", "features"))
-        return cls(latents, features, [examples[i][2] for i in order], [examples[i][0] for i in order])
+        examples = ahead(partial(chunk, size), [*itertools.chain(*shares)], machine.workers)
+        return cls(latents, features, [*itertools.chain(*examples)])
 
     def to(self, device: torch.device) -> Library:
         """The same with its tensors on another device."""
-        return Library(self.latents.to(device), self.features.to(device), self.scenes, self.prompts)
+        return Library(self.latents.to(device), self.features.to(device), self.examples)
 
 
-def _fingerprint(*parts: nn.Module) -> str:
-    """A short name of some weights, so that encodings are never taken for those of another VAE or encoder."""
-    sums = [float(value.double().abs().sum()) for part in parts for value in part.state_dict().values()]
-    return f"{zlib.crc32(repr(sums).encode()):08x}"
+def fingerprint(*parts: nn.Module) -> str:
+    """A short name of some weights: encodings shall not be taken for those of others, nor a run repeat another's."""
+    told = 0
+    for value in itertools.chain.from_iterable(part.state_dict().values() for part in parts):
+        told = zlib.crc32(value.cpu().contiguous().flatten().view(torch.uint8).numpy(), told)
+    return f"{told:08x}"
 
 
 @torch.no_grad()
-def encode_scenes(
-    scenes: Sequence[Scene], vae: Any, encoder: nn.Module, machine: Machine, batch: int = 32
-) -> dict[str, Tensor]:
-    """Model-scale latents and understanding features of rendered scenes, in float16."""
+def encode(shown: Iterable[Tensor], vae: Any, encoder: nn.Module, machine: Machine) -> dict[str, Tensor]:
+    """Model-scale latents and understanding features of chunks of pictures (N, 3, 96, 96) in bytes, in float16."""
     latents, features = [], []
-    encode = machine.compiled(lambda x: vae.encode(x).latent_dist.mean)
+    look = machine.compiled(lambda x: vae.encode(x).latent_dist.mean)
     see = machine.compiled(lambda x: encoder(x, eager))
-    for first in range(0, len(scenes), batch):
-        some = list(scenes[first : first + batch])
-        x = pictures(some + some[:1] * (batch - len(some))).to(machine.device)  # one shape, compiled once
+    for number, pictures in enumerate(shown):
+        x = normalised(pictures.to(machine.device))
         with machine.autocast():
-            z, seen = encode(x), see(x)
-        latents.append((z.float() * vae.config.scaling_factor)[: len(some)].half().cpu())
-        features.append(seen[: len(some)].half().cpu())
-        if first % (100 * batch) == 0:
-            log.info("library %d/%d", first, len(scenes))
+            z, seen = look(x), see(x)
+        latents.append((z.float() * vae.config.scaling_factor).half().cpu())
+        features.append(seen.half().cpu())
+        if number % 100 == 0:
+            log.info("library %d", number * len(x))
     return {"latents": torch.cat(latents), "features": torch.cat(features)}
-
-
-def prompt_for(library: Library, index: int, rng: random.Random) -> str:
-    """The prompt that a scene was drawn for, or any other that it fits, after one of the usual openings."""
-    if rng.random() < 0.5:
-        return library.prompts[index]
-    return rng.choice(talk.PREFIXES) + talk.retell(library.scenes[index], rng)
-
-
-def prompts_to_draw(
-    library: Library, indices: Sequence[int], tokenizer: JanusTokenizer, rng: random.Random
-) -> tuple[list[list[int]], list[int]]:
-    """Ids of the prompts of some scenes, every tenth dropped to BOS as inference drops it, and their whole lengths."""
-    ids = [tokenizer.generation_ids(prompt_for(library, i, rng)) for i in indices]
-    kept = [row if rng.random() >= 0.1 else row[:1] for row in ids]
-    return kept, [len(row) for row in ids]

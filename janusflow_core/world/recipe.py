@@ -15,7 +15,8 @@ import os
 import random
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ from ..device import best_device
 from ..drawing import DrawingConfig
 from ..image import ImageConfig
 from ..layout import describe_files, save_single
-from ..model import JanusFlow, Prefix
+from ..model import JanusFlow
 from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenizer, ProcessorConfig
-from ..train.data import Packed, conversation, pack
+from ..train.ahead import ahead
 from ..train.loop import Budget, Stage, fit, streams
 from ..train.machine import Machine, rank, training_attention, wait_for_all, world
 from ..train.optimizer import Optimizer, is_hidden, schedule
@@ -44,7 +45,8 @@ from ..train.terms import Terms, new_projector
 from . import talk
 from .codec import VAE, autoencoder, fit_preview, train_vae
 from .eyes import train_eyes
-from .library import SEEDS, Library, draw_scenes, pictures, prompts_to_draw
+from .lessons import Lessons
+from .library import SEEDS, Library, draw_scenes, fingerprint, pictures
 from .scenes import FRAME
 
 log = logging.getLogger(__name__)
@@ -54,11 +56,23 @@ REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 2.0}
 # A prompt changes what is drawn between t = 0.1 and 0.4, where the paper's times seldom are: flat shapes show early.
 TIME_MEAN = -0.8
-DRAWN, ASKED, QUESTIONS = 192, 48, 8  # pictures a step to draw and to ask about, questions about one of these
-PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 208  # the longest, so that shapes are fixed and compiled once
+DRAWN, ASKED = 192, 48  # pictures a step to draw and to ask about, on a CPU
+LEAST = 256  # scenes that are encoded beforehand, some for each process
 SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everything together
-LIBRARY, LIBRARY_A_MINUTE = 48_000, 480  # scenes encoded beforehand; fewer where there is little time
-COMPILING_PAYS = 10.0  # minutes: compiling takes one to three
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a kind of machine affords: scenes encoded beforehand at most, and a minute; minutes that compiling pays."""
+
+    library: int
+    library_a_minute: int
+    compiling_pays: float
+
+    @classmethod
+    def of(cls, device: torch.device) -> Means:
+        """Those of a CPU, where compiling takes up to three minutes, or of a GPU, where it takes less than one."""
+        return cls(48_000, 480, 10.0) if device.type == "cpu" else cls(192_000, 24_000, 3.0)
 
 
 def config() -> JanusFlowConfig:
@@ -107,35 +121,12 @@ def build_tokenizer() -> JanusTokenizer:
 # --- everything together ----------------------------------------------------------------------------------------
 
 
-def drawing_batch(
-    model: JanusFlow, tokenizer: JanusTokenizer, library: Library, indices: Sequence[int], rng: random.Random
-) -> Prefix:
-    """The prompts of some scenes, at the fixed length."""
-    ids, lengths = prompts_to_draw(library, indices, tokenizer, rng)
-    device = library.latents.device
-    rows = [model.encode_prompt(torch.tensor(row, device=device)) for row in ids]
-    return Prefix.join(rows, lengths, PROMPT_TOKENS)
-
-
-def asking_batch(tokenizer: JanusTokenizer, library: Library, indices: Sequence[int], rng: random.Random) -> Packed:
-    """Up to QUESTIONS questions about each of some scenes, with their answers, at the fixed length.
-
-    Each kind is asked several times over, so that a row asks the same of both things: what they have in common then
-    teaches nothing, and which is which is learnt sooner.
-    """
-    rows = []
-    for i in indices:
-        drawn = itertools.chain.from_iterable(talk.questions(library.scenes[i], rng) for _ in range(4))
-        asked = sorted({(question, answer) for _, question, answer in drawn})
-        rows.append(conversation(tokenizer, rng.sample(asked, min(QUESTIONS, len(asked)))))
-    return pack(rows, tokenizer, CONVERSATION_TOKENS).to(library.latents.device)
-
-
 def train_joint(
     out: Path, model: JanusFlow, vae: Any, library: Library, machine: Machine, budget: Budget, peak: float, hold: float
 ) -> None:
     """Train both directions at once, all but the VAE and the frozen eyes; writes the checkpoint `out` at the end."""
     torch.manual_seed(2)
+    seed = f"{SEEDS['joint']}/{fingerprint(model)}"  # going on from a checkpoint shall not repeat what made it
     tokenizer, projector = build_tokenizer(), new_projector(model.config).to(machine.device)
     model.vision_und_enc_model.requires_grad_(False)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -143,15 +134,17 @@ def train_joint(
     state, optimizer = out.with_name("joint.state.safetensors"), Optimizer(everything.items(), is_hidden)
     stage = Stage("joint", state, everything, optimizer, WEIGHTS, lambda part, step: peak * schedule(part, step, hold))
     drawing = drawing_config(vae) if rank() == 0 else DrawingConfig()
+    draw, ask = (count // world() * machine.times for count in (DRAWN, ASKED))
+    written = Lessons(seed, tokenizer, library.examples, draw, ask)
+    lessons = ahead(written, itertools.count(stage.step), machine.workers)
 
     def terms(step: int) -> dict[str, Tensor]:
-        rng, generator = streams(SEEDS["joint"], step, machine.device)
-        drawn, asked = (rng.sample(range(len(library.scenes)), count // world()) for count in (DRAWN, ASKED))
-        prompts = drawing_batch(model, tokenizer, library, drawn, rng)
-        questions = asking_batch(tokenizer, library, asked, rng)
+        lesson, (_, generator) = next(lessons), streams(seed, step, machine.device)
+        drawn, asked = lesson.drawn.to(machine.device), lesson.asked.to(machine.device)
         x, seen = library.latents[drawn].float(), library.features[drawn].float()
         with machine.autocast():
-            found = parts.generation(prompts, x, seen, generator)
+            found = parts.generation(lesson.prompts.embedded(model), x, seen, generator)
+            questions = lesson.questions.to(machine.device)
             return found | parts.understanding(questions, library.features[asked].float())
 
     def save(path: Path) -> None:
@@ -168,7 +161,7 @@ def train_joint(
 
 def drawing_config(vae: Any) -> DrawingConfig:
     """What suits the embedded model, and the preview of its latents."""
-    x = pictures(draw_scenes(SEEDS["library"], 400))
+    x = pictures(draw_scenes(SEEDS["library"], 400)).to(vae.device)
     return DrawingConfig(guidance=GUIDANCE, preview=fit_preview(vae, x))
 
 
@@ -253,7 +246,8 @@ def _process(number: int, processes: int, meeting: str, result: Path, minutes: f
 def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
     # Norms keep their weights in float32 under autocast, as they should.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    machine, folder = Machine.measured(best_device(), minutes >= COMPILING_PAYS), result.parent
+    means, folder = Means.of(best_device()), result.parent
+    machine = Machine.measured(best_device(), minutes >= means.compiling_pays)
     model, vae = _from_nothing(folder, minutes) if start is None else _from(open_checkpoint(start))
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
     encoder, eyes = model.vision_und_enc_model, folder / "eyes.safetensors"
@@ -261,7 +255,7 @@ def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
         train_eyes(eyes, model, machine, Budget(minutes * SHARES["eyes"]))
     wait_for_all()
     encoder.load_state_dict(load_file(eyes))
-    count = min(LIBRARY, max(int(LIBRARY_A_MINUTE * minutes), DRAWN))
+    count = min(means.library, max(int(means.library_a_minute * minutes), LEAST * machine.times))
     library = Library.build(folder / "library", vae, encoder, count, machine).to(machine.device)
     left = 1.0 - SHARES["eyes"] - (SHARES["vae"] if start is None else 0.0)
     # The full rate would undo much of what a trained model knows.

@@ -5,7 +5,6 @@
 Plain: float32, uncompiled, prompts and conversations padded to the longest of their batch. Chosen: `Machine.measured`.
 """
 
-import random
 import sys
 import time
 from pathlib import Path
@@ -19,17 +18,16 @@ from janusflow_core.model import JanusFlow  # noqa: E402
 from janusflow_core.train.machine import Machine  # noqa: E402
 from janusflow_core.train.optimizer import Optimizer, is_hidden  # noqa: E402
 from janusflow_core.train.terms import Terms, new_projector  # noqa: E402
-from janusflow_core.world import recipe, talk  # noqa: E402
-from janusflow_core.world.library import Library  # noqa: E402
+from janusflow_core.world import recipe  # noqa: E402
+from janusflow_core.world.lessons import Lessons  # noqa: E402
+from janusflow_core.world.library import Library, draw_examples  # noqa: E402
 
 DRAWN, ASKED, STEPS = 96, 24, 4
 
 
 def library() -> Library:
-    rng = random.Random(0)
-    examples = [talk.sample_training_example(rng) for _ in range(400)]
     latents, features = torch.randn(400, 4, 12, 12), torch.randn(400, 36, 160)
-    return Library(latents, features, [example[2] for example in examples], [example[0] for example in examples])
+    return Library(latents, features, draw_examples(0, 400))
 
 
 def samples_a_second(machine: Machine) -> float:
@@ -38,19 +36,19 @@ def samples_a_second(machine: Machine) -> float:
     model, scenes, tokenizer = JanusFlow(recipe.config()), library(), recipe.build_tokenizer()
     model.init_weights()
     model.vision_und_enc_model.requires_grad_(False)
-    projector, generator, rng = new_projector(model.config), torch.Generator().manual_seed(0), random.Random(0)
+    projector, generator = new_projector(model.config), torch.Generator().manual_seed(0)
+    written = Lessons("seed", tokenizer, scenes.examples, DRAWN, ASKED)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     optimizer = Optimizer([*named, *projector.named_parameters("projector")], is_hidden)
     with Terms(model, model, projector, recipe.REPA_LAYER, eager, machine.compiled) as parts:
         for step in range(STEPS + 2):
             if step == 2:
                 began = time.monotonic()
-            drawn, asked = (rng.sample(range(400), count) for count in (DRAWN, ASKED))
-            prompts = recipe.drawing_batch(model, tokenizer, scenes, drawn, rng)
-            questions = recipe.asking_batch(tokenizer, scenes, asked, rng)
+            lesson = written(step)
+            x, seen, asked = scenes.latents[lesson.drawn], scenes.features[lesson.drawn], scenes.features[lesson.asked]
             with machine.autocast():
-                terms = parts.generation(prompts, scenes.latents[drawn], scenes.features[drawn], generator)
-                terms |= parts.understanding(questions, scenes.features[asked])
+                terms = parts.generation(lesson.prompts.embedded(model), x, seen, generator)
+                terms |= parts.understanding(lesson.questions, asked)
             torch.stack([term.mean() for term in terms.values()]).sum().backward()
             optimizer.step(1e-3)
     return STEPS * (DRAWN + ASKED) / (time.monotonic() - began)

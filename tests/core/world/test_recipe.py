@@ -15,7 +15,9 @@ import torch
 
 from janusflow_core import JanusFlowPipeline
 from janusflow_core.checkpoint import open_checkpoint
-from janusflow_core.world import codec, eyes, library, recipe, talk
+from janusflow_core.train.ahead import ahead
+from janusflow_core.train.machine import Machine
+from janusflow_core.world import codec, eyes, lessons, library, recipe, talk
 from janusflow_core.world.scenes import COLORS, FRAME, SHAPES, Object, Scene, is_held_out
 
 
@@ -169,16 +171,54 @@ def test_a_start_of_another_shape_is_refused(tmp_path):
 def test_a_row_asks_the_same_of_both_things(tokenizer):
     rng = random.Random(0)
     scene = talk.scene_for_prompt("a red circle left of a blue square", rng)
-    empty = torch.zeros(1, 1)
-    row = recipe.asking_batch(tokenizer, library.Library(empty, empty, [scene] * 40, [""] * 40), range(40), rng)
-    assert row.ids.shape == (40, recipe.CONVERSATION_TOKENS)
+    row = lessons.questions_to_ask([("", scene)] * 40, tokenizer, rng)
+    assert row.ids.shape == (40, lessons.CONVERSATION_TOKENS)
     texts = [tokenizer.decode(ids.tolist()) for ids in row.ids]
     both = [text for text in texts if "Where is the circle?" in text and "Where is the square?" in text]
     assert 5 < len(both) < 40 and all("left of the square" in text and "right of the circle" in text for text in both)
 
 
-def test_every_conversation_fits_its_fixed_length(tokenizer):
-    rng = random.Random(1)
-    scenes = library.draw_scenes(5, 600)
-    whole = library.Library(torch.zeros(1, 1), torch.zeros(1, 1), scenes, [""] * 600)
-    assert recipe.asking_batch(tokenizer, whole, range(600), rng).ids.shape == (600, recipe.CONVERSATION_TOKENS)
+def test_every_prompt_and_conversation_fits_its_fixed_length(tokenizer):
+    rng, examples = random.Random(1), library.draw_examples(5, 600)
+    assert lessons.questions_to_ask(examples, tokenizer, rng).ids.shape == (600, lessons.CONVERSATION_TOKENS)
+    prompts = lessons.prompts_to_draw(examples, tokenizer, rng)
+    assert prompts.ids.shape == (600, lessons.PROMPT_TOKENS)
+    dropped = [length == 1 for length in prompts.lengths]
+    assert 30 < sum(dropped) < 90 and not any(length == 1 for length in prompts.whole)
+    for ids, length, whole, gone in zip(prompts.ids, prompts.lengths, prompts.whole, dropped, strict=True):
+        assert gone or length == whole
+        assert (ids[length:] == tokenizer.pad_id).all()
+
+
+def test_lessons_depend_on_their_number_alone_whoever_makes_them(tokenizer):
+    """In worker processes as on the spot, from any number on."""
+    written = lessons.Lessons("seed", tokenizer, library.draw_examples(5, 50), draw=6, ask=2)
+    here, there = ([*ahead(written, range(2, 6), workers)] for workers in (0, 2))
+    for one, other in zip(here, there, strict=True):
+        assert torch.equal(one.drawn, other.drawn) and torch.equal(one.prompts.ids, other.prompts.ids)
+        assert torch.equal(one.asked, other.asked) and torch.equal(one.questions.ids, other.questions.ids)
+    assert not torch.equal(here[0].drawn, here[1].drawn)
+    assert torch.equal(next(ahead(written, range(5, 6))).drawn, here[3].drawn)
+
+
+def test_the_library_is_the_same_in_parts_and_in_whole(tmp_path):
+    """What is encoded belongs to the example beside it."""
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    machine = Machine(torch.device("cpu"), bf16=False, compiles=False)
+    encoder = pipe.model.vision_und_enc_model
+    whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, 2 * library.CHUNK, machine)
+    assert whole.examples[library.CHUNK :] == library.chunk(library.CHUNK, 1)
+    shown = library.pictures([whole.examples[40][1]])
+    assert torch.allclose(pipe.codec.encode((shown + 1) / 2), whole.latents[40:41].float(), atol=2e-2)
+    with torch.no_grad():
+        assert torch.allclose(encoder(shown), whole.features[40:41].float(), atol=2e-2)
+    again = library.Library.build(tmp_path, pipe.codec.vae, encoder, 2 * library.CHUNK, machine)
+    assert torch.equal(again.latents, whole.latents) and len([*tmp_path.iterdir()]) == 1
+
+
+def test_going_on_from_weights_draws_other_lessons_than_those_that_made_them():
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert library.fingerprint(one) != library.fingerprint(other)
+    other.load_state_dict(one.state_dict())
+    assert library.fingerprint(one) == library.fingerprint(other)
