@@ -190,13 +190,13 @@ def _learn(stage: Stage, terms: Callable[[int], dict[str, Tensor]], rate: float)
         (total / stage.accumulate).backward()
         for name, mean in means.items():
             found.setdefault(name, []).append(mean.item())  # waits for a GPU
-    averages = {name: sum(values) / len(values) for name, values in found.items()}
-    stage.check(averages)
+    costs = {name: sum(values) / len(values) for name, values in found.items()}
+    stage.check(costs)
     stage.optimizer.step(rate)
     with torch.no_grad():
-        for name, weight in stage.trained.items():
-            stage.average[name].lerp_(weight, 1.0 - stage.decay)
-    return averages
+        averages, weights = [*stage.average.values()], [*stage.trained.values()]  # the same names in the same order
+        torch._foreach_lerp_(averages, weights, 1.0 - stage.decay)
+    return costs
 
 
 def _keep(stage: Stage, on_save: Callable[[], None] | None) -> None:

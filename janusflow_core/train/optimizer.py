@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .muon import Muon
+
 
 def schedule(progress: float, step: int, hold: float = 0.5, warmup: int = 50) -> float:
     """Learning-rate factor in (0, 1]: warm up, hold up to `hold` of the run, then fall linearly to nearly nothing.
@@ -82,7 +84,7 @@ class Optimizer:
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.parts: dict[str, torch.optim.Optimizer] = {"adam": adam(rest, lr=adam_lr, betas=betas, weight_decay=0.0)}
         if self.views:
-            self.parts["muon"] = torch.optim.Muon(self.views, lr=muon_lr, weight_decay=0.0)
+            self.parts["muon"] = Muon(self.views, lr=muon_lr)
         self.rates = {"adam": adam_lr, "muon": muon_lr}
 
     def step(self, factor: float) -> None:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from janusflow_core.train.muon import Muon
 from janusflow_core.train.optimizer import Optimizer, schedule
 from janusflow_core.weights import write_tensors
 
@@ -40,6 +41,26 @@ def test_optimizer_sends_every_weight_one_way_and_moves_it():
     assert len(optimizer.hidden) == 1 and len(optimizer.parts["adam"].param_groups[0]["params"]) == 3
     assert all((a != b).any() for a, b in zip(before, net.parameters(), strict=True))
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_muon_by_stacks_is_torchs_muon():
+    """Several of a shape, tall, wide and alone; one without a gradient stays as it is."""
+    shapes = [(8, 8), (8, 8), (8, 20), (20, 8), (20, 8), (8, 8)]
+    generator = torch.Generator().manual_seed(0)
+    mine = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in mine]
+    optimizers = Muon(mine, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)
+    start = [weight.detach().clone() for weight in mine]
+    for _ in range(5):
+        for one, other in zip(mine[:-1], theirs[:-1], strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, before in zip(mine, theirs, start, strict=True):
+        moved = (other - before).norm()
+        assert (one - other).norm() <= 0.01 * moved  # both in bfloat16, summed in another order
+    assert torch.equal(mine[-1], start[-1]) and not torch.equal(mine[0], start[0])
 
 
 def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped():
