@@ -3,6 +3,7 @@
 Prompts, the pictures that the embedded model draws of them, and its own descriptions of those pictures, as they come.
 """
 
+import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from janusflow_core import JanusFlowPipeline
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "demo.png"
-PROMPTS = ("a purple heart", "a green star", "a yellow triangle", "two blue squares")
-SEED = 1  # of the first
+PROMPTS = ("a purple heart", "two green stars", "a circle left of a star", "a heart above a cross")
+SEED = 0  # of the first
 SIDE, STRIP, GAP = 240, 44, 16  # pixels: a picture, a line of words, the space between
 
 
@@ -32,7 +33,8 @@ def main() -> None:
 
 def write(card: Image.Image, left: int, middle: int, words: str) -> None:
     place = left + SIDE // 2, middle
-    ImageDraw.Draw(card).text(place, words, "black", ImageFont.load_default(20), anchor="mm")
+    lines = textwrap.fill(words, 32)
+    ImageDraw.Draw(card).multiline_text(place, lines, "black", ImageFont.load_default(16), anchor="mm", align="center")
 
 
 if __name__ == "__main__":

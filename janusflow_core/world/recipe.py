@@ -16,7 +16,7 @@ import random
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,23 @@ SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everythi
 
 @dataclass(frozen=True)
 class Means:
-    """What a kind of machine affords: scenes encoded beforehand at most, and a minute; minutes that compiling pays."""
+    """What a kind of machine affords.
+
+    `library` scenes encoded beforehand at most, and `library_a_minute`. The last stage is compiled in runs of at least
+    `compiling_pays` minutes, with `all_compiled` those before it too. What is trained already starts at the part
+    `again` of the full rate: all of it would undo much of what a model knows, where there is no time to mend that.
+    """
 
     library: int
     library_a_minute: int
     compiling_pays: float
+    all_compiled: bool
+    again: float
 
-    @classmethod
-    def of(cls, device: torch.device) -> Means:
-        """Those of a CPU, where compiling takes up to three minutes, or of a GPU, where it takes less than one."""
-        return cls(48_000, 480, 10.0) if device.type == "cpu" else cls(192_000, 24_000, 3.0)
+
+CPU = Means(library=48_000, library_a_minute=480, compiling_pays=10.0, all_compiled=True, again=0.7)
+# Compiling took a minute and a half for the last stage on an H100, and as long as the whole stage for the eyes.
+GPU = Means(library=192_000, library_a_minute=24_000, compiling_pays=5.0, all_compiled=False, again=1.0)
 
 
 def config() -> JanusFlowConfig:
@@ -246,21 +253,22 @@ def _process(number: int, processes: int, meeting: str, result: Path, minutes: f
 def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
     # Norms keep their weights in float32 under autocast, as they should.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    means, folder = Means.of(best_device()), result.parent
-    machine = Machine.measured(best_device(), minutes >= means.compiling_pays)
+    device, folder = best_device(), result.parent
+    means = CPU if device.type == "cpu" else GPU
+    machine = Machine.measured(device, minutes >= means.compiling_pays)
+    before = machine if means.all_compiled else replace(machine, compiles=False)
     model, vae = _from_nothing(folder, minutes) if start is None else _from(open_checkpoint(start))
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
     encoder, eyes = model.vision_und_enc_model, folder / "eyes.safetensors"
     if not eyes.exists():
-        train_eyes(eyes, model, machine, Budget(minutes * SHARES["eyes"]))
+        train_eyes(eyes, model, before, Budget(minutes * SHARES["eyes"]))
     wait_for_all()
     encoder.load_state_dict(load_file(eyes))
     count = min(means.library, max(int(means.library_a_minute * minutes), LEAST * machine.times))
-    library = Library.build(folder / "library", vae, encoder, count, machine).to(machine.device)
+    library = Library.build(folder / "library", vae, encoder, count, before).to(machine.device)
     left = 1.0 - SHARES["eyes"] - (SHARES["vae"] if start is None else 0.0)
-    # The full rate would undo much of what a trained model knows.
-    peak, hold = (1.0, 0.3) if start is None else (0.7, 0.3)
-    train_joint(result, model, vae, library, machine, Budget(minutes * left), peak, hold)
+    peak = 1.0 if start is None else means.again
+    train_joint(result, model, vae, library, machine, Budget(minutes * left), peak, hold=0.3)
 
 
 def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any]:
