@@ -19,7 +19,7 @@ from ..attention import Attention, eager, sdpa
 log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
 COMPILERS = ("c++", "g++", "clang++", "cl")
-GPU_TIMES = 6  # a GPU is idle half of the time with a CPU's batches
+GPU_TIMES = 6  # with a CPU's batches a GPU would mostly wait for orders
 
 
 def rank() -> int:

@@ -1,6 +1,7 @@
 """The recipe of the embedded model: its parts one by one, then all stages for a few steps."""
 
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -198,6 +199,8 @@ def test_lessons_depend_on_their_number_alone_whoever_makes_them(tokenizer):
         assert torch.equal(one.drawn, other.drawn) and torch.equal(one.prompts.ids, other.prompts.ids)
         assert torch.equal(one.asked, other.asked) and torch.equal(one.questions.ids, other.questions.ids)
     assert not torch.equal(here[0].drawn, here[1].drawn)
+    sent = pickle.loads(pickle.dumps(written))  # as where workers are not forked
+    assert torch.equal(sent(2).questions.ids, here[0].questions.ids)
     assert torch.equal(next(ahead(written, range(5, 6))).drawn, here[3].drawn)
 
 
