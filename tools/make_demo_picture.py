@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from janusflow_core import JanusFlowPipeline
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "demo.png"
-PROMPTS = ("a purple heart", "two green stars", "a circle left of a star", "a heart above a cross")
+PROMPTS = ("a purple heart", "two green stars", "a red circle and a blue square", "a heart above a cross")
 SEED = 0  # of the first
 SIDE, STRIP, GAP = 240, 44, 16  # pixels: a picture, a line of words, the space between
 
