@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..tokenizer import JanusTokenizer
 from .losses import IGNORE
+
+Exchange = tuple[list[int], list[int], list[int]]
+# The same is asked again and again; what a tokenizer made of it goes with the tokenizer.
+_exchanges: WeakKeyDictionary[JanusTokenizer, dict[tuple[str, str], Exchange]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,20 @@ def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) ->
     for question, answer in asked:
         beginning, rest, reply = _exchange(tokenizer, question, answer)
         start = [*beginning]
-        segments.append([*rest, *reply])
+        segments.append(rest + reply)
         # The label of a position is the token after it; the last position has none.
-        labels.append([IGNORE] * (len(rest) - 1) + [*reply, IGNORE])
+        labels.append([IGNORE] * (len(rest) - 1) + reply + [IGNORE])
     return Conversation(start, segments, labels)
 
 
-@lru_cache(maxsize=1 << 14)
-def _exchange(tokenizer: JanusTokenizer, question: str, answer: str) -> tuple[tuple[int, ...], ...]:
+def _exchange(tokenizer: JanusTokenizer, question: str, answer: str) -> Exchange:
     """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer."""
-    ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
-    split = ids.index(tokenizer.image_end_id) + 1
-    return tuple(ids[:split]), tuple(ids[split:]), (*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id)
+    known, told = _exchanges.setdefault(tokenizer, {}), (question, answer)
+    if told not in known:
+        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+        split = ids.index(tokenizer.image_end_id) + 1
+        known[told] = ids[:split], ids[split:], [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
+    return known[told]
 
 
 def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 0) -> Packed:
@@ -71,7 +77,7 @@ def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 
     Every segment counts on from the beginning.
     """
     ids, labels, positions, segments = (
-        _padded(columns, fill, length) for columns, fill in _columns(rows, tokenizer.pad_id)
+        padded(columns, fill, length) for columns, fill in _columns(rows, tokenizer.pad_id)
     )
     start = min(len(row.start) for row in rows)
     return Packed(ids, labels, positions, segments, tokenizer.image_mask(ids), start)
@@ -87,6 +93,7 @@ def _columns(rows: Sequence[Conversation], pad_id: int) -> list[tuple[list[list[
     return [(ids, pad_id), (labels, IGNORE), (positions, 0), (segments, 0)]
 
 
-def _padded(rows: Sequence[Sequence[int]], fill: int, length: int) -> Tensor:
+def padded(rows: Sequence[Sequence[int]], fill: int, length: int) -> Tensor:
+    """Rows of numbers as one tensor (B, T) of at least `length` columns, filled up on the right."""
     longest = max(length, *map(len, rows))
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])

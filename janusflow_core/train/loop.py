@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..config import shown
 from ..weights import TensorFile, write_tensors
@@ -193,9 +194,8 @@ def _learn(stage: Stage, terms: Callable[[int], dict[str, Tensor]], rate: float)
     costs = {name: sum(values) / len(values) for name, values in found.items()}
     stage.check(costs)
     stage.optimizer.step(rate)
-    with torch.no_grad():
-        averages, weights = [*stage.average.values()], [*stage.trained.values()]  # the same names in the same order
-        torch._foreach_lerp_(averages, weights, 1.0 - stage.decay)
+    # The same names in the same order; all at once, because a GPU waits for every order.
+    get_ema_multi_avg_fn(stage.decay)([*stage.average.values()], [*stage.trained.values()], None)
     return costs
 
 

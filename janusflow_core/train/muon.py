@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic that is steepest at zero: five steps do
 STEPS = 5
@@ -42,7 +43,8 @@ class Muon(torch.optim.Optimizer):
             for shape, weights in of_shape.items():
                 rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 directions = orthogonalised(self._directions(weights, group["momentum"])).to(weights[0].dtype)
-                torch._foreach_add_(weights, [*directions], alpha=-rate)
+                for weight, direction in zip(weights, directions, strict=True):
+                    weight.add_(direction, alpha=-rate)
 
     def _directions(self, weights: list[nn.Parameter], momentum: float) -> Tensor:
         """Nesterov's: the gradients a part of the way to their running means, (K, M, N)."""
@@ -51,5 +53,5 @@ class Muon(torch.optim.Optimizer):
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         means = [self.state[weight]["momentum_buffer"] for weight in weights]
-        torch._foreach_lerp_(means, gradients, 1.0 - momentum)
+        get_ema_multi_avg_fn(momentum)(means, gradients, None)
         return torch.stack(gradients).lerp(torch.stack(means), momentum)

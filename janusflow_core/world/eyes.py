@@ -21,7 +21,7 @@ from ..train.loop import Budget, Stage, fit, streams
 from ..train.machine import Machine, rank, world
 from ..train.optimizer import Optimizer
 from ..weights import write_tensors
-from .library import SEEDS, draw_scenes, normalised, pixels
+from .library import draw_scenes, normalised, pixels, seed_of
 from .scenes import COLORS, FRAME, SHAPES, Scene
 
 SIDE = 6  # patches
@@ -62,10 +62,11 @@ def sight_losses(told: Tensor, what: Tensor, center: Tensor) -> dict[str, Tensor
 class Sights:
     """Makes what a step looks at: pictures in bytes, what lies under their patches, and where its middle is."""
 
+    seed: str
     count: int
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        rng, _ = streams(SEEDS["vision"], step)
+        rng, _ = streams(self.seed, step)
         scenes = draw_scenes(rng.getrandbits(40), self.count)
         return pixels(scenes), *patch_labels(scenes)
 
@@ -77,13 +78,14 @@ def train_eyes(out: Path, model: JanusFlow, machine: Machine, budget: Budget, ba
     """
     torch.manual_seed(3)
     encoder, own = model.vision_und_enc_model, max(batch // world(), 1) * machine.times
+    seed = seed_of("vision", encoder)
     head = nn.Linear(model.config.vision.width, KINDS + 2 * SIDE + 2).to(machine.device)
     named = {**dict(encoder.named_parameters("encoder")), **dict(head.named_parameters("head"))}
     outer = ("head", "encoder.vision_tower.patch_embed", "encoder.vision_tower.pos_embed")
     optimizer = Optimizer(named.items(), lambda name: not name.startswith(outer))
     stage = Stage("eyes", out.with_name("eyes.state.safetensors"), named, optimizer, WEIGHTS)
     look = machine.compiled(lambda x: head(encoder(x, eager)))  # (B, N, labels)
-    sights = ahead(Sights(own), itertools.count(stage.step), machine.workers)
+    sights = ahead(Sights(seed, own), itertools.count(stage.step), machine.workers)
 
     def terms(step: int) -> dict[str, Tensor]:
         shown, what, center = (part.to(machine.device) for part in next(sights))

@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..model import JanusFlow, Prefix
 from ..tokenizer import JanusTokenizer
-from ..train.data import Packed, conversation, pack
+from ..train.data import Packed, conversation, pack, padded
 from ..train.loop import streams
 from . import talk
 from .library import Example
@@ -34,7 +34,7 @@ class Prompts:
 
     def embedded(self, model: JanusFlow) -> Prefix:
         """What the pictures' tokens look back at."""
-        return Prefix(model.encode_prompt(self.ids.to(model.beg_of_und_embed.device)), self.lengths, self.whole)
+        return Prefix(model.encode_prompt(self.ids), self.lengths, self.whole)
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Lesson:
     prompts: Prompts
     asked: Tensor
     questions: Packed
+
+    def to(self, device: torch.device) -> Lesson:
+        """The same on another device."""
+        prompts = replace(self.prompts, ids=self.prompts.ids.to(device))
+        return Lesson(self.drawn.to(device), prompts, self.asked.to(device), self.questions.to(device))
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,7 @@ def prompts_to_draw(examples: Sequence[Example], tokenizer: JanusTokenizer, rng:
     """Prompts for some scenes at the fixed length, every tenth dropped to BOS as inference drops it."""
     ids = [tokenizer.generation_ids(prompt_for(example, rng)) for example in examples]
     kept = [row if rng.random() >= 0.1 else row[:1] for row in ids]
-    padded = [row + [tokenizer.pad_id] * (PROMPT_TOKENS - len(row)) for row in kept]
-    return Prompts(torch.tensor(padded), [len(row) for row in kept], [len(row) for row in ids])
+    return Prompts(padded(kept, tokenizer.pad_id, PROMPT_TOKENS), [len(row) for row in kept], [len(row) for row in ids])
 
 
 def questions_to_ask(examples: Sequence[Example], tokenizer: JanusTokenizer, rng: random.Random) -> Packed:

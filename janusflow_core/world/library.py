@@ -56,7 +56,7 @@ def draw_examples(seed: int | str, count: int) -> list[Example]:
     return [(prompt, scene) for prompt, _, scene in (talk.sample_training_example(rng) for _ in range(count))]
 
 
-def draw_scenes(seed: int | str, count: int) -> list[Scene]:
+def draw_scenes(seed: int, count: int) -> list[Scene]:
     """The scenes of `draw_examples`."""
     return [scene for _, scene in draw_examples(seed, count)]
 
@@ -103,11 +103,16 @@ class Library:
 
 
 def fingerprint(*parts: nn.Module) -> str:
-    """A short name of some weights: encodings shall not be taken for those of others, nor a run repeat another's."""
+    """A short name of some weights, so that encodings are never taken for those of another VAE or encoder."""
     told = 0
     for value in itertools.chain.from_iterable(part.state_dict().values() for part in parts):
         told = zlib.crc32(value.cpu().contiguous().flatten().view(torch.uint8).numpy(), told)
     return f"{told:08x}"
+
+
+def seed_of(stage: str, start: nn.Module) -> str:
+    """The seed of a stage that begins with these weights: going on shall not see again what made them."""
+    return f"{SEEDS[stage]}/{fingerprint(start)}"
 
 
 @torch.no_grad()

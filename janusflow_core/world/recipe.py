@@ -46,7 +46,7 @@ from . import talk
 from .codec import VAE, autoencoder, fit_preview, train_vae
 from .eyes import train_eyes
 from .lessons import Lessons
-from .library import SEEDS, Library, draw_scenes, fingerprint, pictures
+from .library import CHUNK, SEEDS, Library, draw_scenes, pictures, seed_of
 from .scenes import FRAME
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,6 @@ WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 2.0}
 # A prompt changes what is drawn between t = 0.1 and 0.4, where the paper's times seldom are: flat shapes show early.
 TIME_MEAN = -0.8
 DRAWN, ASKED = 192, 48  # pictures a step to draw and to ask about, on a CPU
-LEAST = 256  # scenes that are encoded beforehand, some for each process
 SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everything together
 
 
@@ -133,7 +132,7 @@ def train_joint(
 ) -> None:
     """Train both directions at once, all but the VAE and the frozen eyes; writes the checkpoint `out` at the end."""
     torch.manual_seed(2)
-    seed = f"{SEEDS['joint']}/{fingerprint(model)}"  # going on from a checkpoint shall not repeat what made it
+    seed = seed_of("joint", model)
     tokenizer, projector = build_tokenizer(), new_projector(model.config).to(machine.device)
     model.vision_und_enc_model.requires_grad_(False)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -146,13 +145,11 @@ def train_joint(
     lessons = ahead(written, itertools.count(stage.step), machine.workers)
 
     def terms(step: int) -> dict[str, Tensor]:
-        lesson, (_, generator) = next(lessons), streams(seed, step, machine.device)
-        drawn, asked = lesson.drawn.to(machine.device), lesson.asked.to(machine.device)
-        x, seen = library.latents[drawn].float(), library.features[drawn].float()
+        lesson, (_, generator) = next(lessons).to(machine.device), streams(seed, step, machine.device)
+        x, seen = library.latents[lesson.drawn].float(), library.features[lesson.drawn].float()
         with machine.autocast():
             found = parts.generation(lesson.prompts.embedded(model), x, seen, generator)
-            questions = lesson.questions.to(machine.device)
-            return found | parts.understanding(questions, library.features[asked].float())
+            return found | parts.understanding(lesson.questions, library.features[lesson.asked].float())
 
     def save(path: Path) -> None:
         average = {name: stage.average[name] for name in trained}
@@ -264,7 +261,8 @@ def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
         train_eyes(eyes, model, before, Budget(minutes * SHARES["eyes"]))
     wait_for_all()
     encoder.load_state_dict(load_file(eyes))
-    count = min(means.library, max(int(means.library_a_minute * minutes), LEAST * machine.times))
+    least = max(DRAWN, CHUNK * world()) * machine.times  # enough for a step, and something for each process
+    count = min(means.library, max(int(means.library_a_minute * minutes), least))
     library = Library.build(folder / "library", vae, encoder, count, before).to(machine.device)
     left = 1.0 - SHARES["eyes"] - (SHARES["vae"] if start is None else 0.0)
     peak = 1.0 if start is None else means.again

@@ -1,6 +1,9 @@
 """Conversations in rows: labels where the answer is, positions that count on from the picture, segments apart."""
 
-from golden import micro
+import gc
+import weakref
+
+from golden import micro, micro_tokenizer
 
 from janusflow_core.train.data import conversation, pack
 from janusflow_core.train.losses import IGNORE
@@ -35,3 +38,13 @@ def test_segments_count_on_from_the_common_beginning():
     assert (packed.ids[1, padding] == tokenizer.pad_id).all() and (packed.labels[1, padding] == IGNORE).all()
     assert int(packed.image_mask.sum()) == 2 * (1 + tokenizer.processor.num_image_tokens)
     assert packed.start == start and (packed.labels[:, :start] == IGNORE).all()
+
+
+def test_what_was_asked_is_forgotten_with_its_tokenizer():
+    tokenizer = micro_tokenizer()
+    once, again = (conversation(tokenizer, [("What is it?", "a cat")]) for _ in range(2))
+    assert once == again and once.segments[0] is not again.segments[0]
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None

@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import golden
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from janusflow_core import JanusFlowPipeline
 from janusflow_core.checkpoint import open_checkpoint
@@ -121,8 +125,21 @@ def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path, processes):
     assert not list(tmp_path.rglob("*partial*"))
 
 
-def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path):
+def noted(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Any]:
+    """What makes the steps of a stage, as the stage begins."""
+    makers: list[Any] = []
+
+    def note(make: Any, *rest: Any) -> Any:
+        makers.append(make)
+        return ahead(make, *rest)
+
+    monkeypatch.setattr(module, "ahead", note)
+    return makers
+
+
+def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path, monkeypatch):
     before = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    sights, written = noted(monkeypatch, eyes), noted(monkeypatch, recipe)
     path = recipe.train(tmp_path, minutes=0.05, start="janusflow-tiny", processes=1)
     after = JanusFlowPipeline.from_pretrained(path, device="cpu")
     one, other = (pipe.codec.vae.state_dict() for pipe in (before, after))
@@ -131,6 +148,11 @@ def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path):
     for name in ("vision_gen_dec_aligner.weight", eyes_of):
         moved = [pipe.model.state_dict()[name].flatten() for pipe in (before, after)]
         assert not torch.equal(*moved) and torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9, name
+    # Both stages see what follows from the weights that they began with, not again what made those.
+    model = before.model
+    assert [one.seed for one in sights] == [f"1000000/{library.fingerprint(model.vision_und_enc_model)}"]
+    model.vision_und_enc_model.load_state_dict(load_file(tmp_path / "eyes.safetensors"))
+    assert [one.seed for one in written] == [f"3000000/{library.fingerprint(model)}"]
 
 
 def in_group(process: psutil.Process, group: int) -> bool:
@@ -204,7 +226,25 @@ def test_lessons_depend_on_their_number_alone_whoever_makes_them(tokenizer):
     assert torch.equal(next(ahead(written, range(5, 6))).drawn, here[3].drawn)
 
 
-def test_the_library_is_the_same_in_parts_and_in_whole(tmp_path):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_encoded_lies_beside_its_example_whoever_encoded_it(tmp_path, monkeypatch, parts):
+    """Processes take every other chunk: here one after the other, the first of them last."""
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    machine, encoder = Machine(torch.device("cpu"), bf16=False, compiles=False), pipe.model.vision_und_enc_model
+    monkeypatch.setattr(library, "world", lambda: parts)
+    for part in reversed(range(parts)):
+        monkeypatch.setattr(library, "rank", lambda part=part: part)
+        with nullcontext() if part == 0 else pytest.raises(FileNotFoundError):  # the others are not there yet
+            whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, 3 * library.CHUNK, machine)
+    shown = library.pictures([scene for _, scene in whole.examples[:: library.CHUNK - 1]])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(shown), whole.features[:: library.CHUNK - 1].float(), atol=2e-2, rtol=0)
+    latents = pipe.codec.encode((shown + 1) / 2)
+    torch.testing.assert_close(latents, whole.latents[:: library.CHUNK - 1].float(), atol=2e-2, rtol=0)
+    assert len(whole.examples) == 3 * library.CHUNK and len([*tmp_path.iterdir()]) == parts
+
+
+def test_a_library_is_read_where_it_was_built(tmp_path):
     """What is encoded belongs to the example beside it."""
     pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
     machine = Machine(torch.device("cpu"), bf16=False, compiles=False)
@@ -219,7 +259,7 @@ def test_the_library_is_the_same_in_parts_and_in_whole(tmp_path):
     assert torch.equal(again.latents, whole.latents) and len([*tmp_path.iterdir()]) == 1
 
 
-def test_going_on_from_weights_draws_other_lessons_than_those_that_made_them():
+def test_a_fingerprint_tells_weights_apart():
     torch.manual_seed(0)
     one, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     assert library.fingerprint(one) != library.fingerprint(other)
