@@ -33,24 +33,33 @@ class KVCache:
     """Keys and values of every layer in preallocated buffers: `length` tokens are kept, the rest is scratch.
 
     `extend` writes behind the kept tokens; only `keep` makes what was written part of the past. The flow keeps the
-    prompt and overwrites the picture at each step; text keeps every token.
+    prompt and overwrites the picture at each step; text keeps every token. Where a `slot` (1,) is set, it says as data
+    where to write, and all of the buffers is returned: shapes that never change, as a captured CUDA graph needs them.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
+        self.slot: Tensor | None = None
         self.buffers: list[tuple[Tensor, Tensor]] = []
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, H, T, K) behind the kept tokens and return all (B, H, length + T, K)."""
+        """Write (B, H, T, K) behind the kept tokens and return all (B, H, length + T, K), or into the slot."""
         if layer == len(self.buffers):
             shape = (k.shape[0], k.shape[1], self.capacity, k.shape[3])
             self.buffers.append((k.new_empty(shape), v.new_empty(shape)))
-        end = self.length + k.shape[2]
         keys, values = self.buffers[layer]
+        if self.slot is not None:
+            return keys.index_copy_(2, self.slot, k), values.index_copy_(2, self.slot, v)
+        end = self.length + k.shape[2]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
+
+    def clear_rest(self) -> None:
+        """Zeros behind the kept tokens, where the memory still holds whatever was there."""
+        for part in (part for layer in self.buffers for part in layer):
+            part[:, :, self.length :].zero_()
 
     def keep(self, tokens: int) -> None:
         """Make the next `tokens` written positions part of the past."""
@@ -58,17 +67,20 @@ class KVCache:
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, 1, T, K) of rotary embeddings, float32 whatever the weights: bf16 would lose the angle."""
+    """What `rotate` takes: cosines and signed sines (B, 1, T, K) of rotary embeddings at `positions` (B, T).
+
+    In float32 whatever the weights: bf16 would lose the angle.
+    """
     index = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     angle = positions.float()[:, None, :, None] * (1.0 / theta ** (index / head_dim))  # (B, 1, T, K / 2)
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary embeddings to (B, H, T, K), pairing feature i with i + K / 2."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    """Apply rotary embeddings to (B, H, T, K), pairing feature i with i + K / 2; `sin` is negative for the first."""
+    values = x.float()
+    return torch.addcmul(values * cos, values.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 def prefix_mask(lengths: Sequence[int], prefix: int, total: int, first: int, device: torch.device) -> Tensor:

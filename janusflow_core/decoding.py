@@ -7,10 +7,13 @@ states), a head (hidden states to logits) and an embedding table, because ComfyU
 from __future__ import annotations
 
 import math
+import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import Attention, KVCache, left_padded_mask, sdpa
@@ -47,25 +50,15 @@ class SamplingOptions:
         if not math.isfinite(self.presence_penalty):
             raise ValueError(f"presence_penalty must be a number, got {self.presence_penalty}.")
 
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.presence_penalty != 0
+
 
 def penalise(logits: Tensor, seen: Tensor, options: SamplingOptions) -> Tensor:
     """Make tokens less likely that a row has already said; `seen` (B, V) is boolean."""
     factor = torch.where(logits > 0, 1 / options.repetition_penalty, options.repetition_penalty)
     return torch.where(seen, logits * factor - options.presence_penalty, logits)
-
-
-def penalties(options: SamplingOptions) -> list[LogitsRule]:
-    """The rules that make a row repeat itself less; none where the options ask for none."""
-    if options.repetition_penalty == 1 and options.presence_penalty == 0:
-        return []
-
-    def rule(logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        seen = torch.zeros_like(logits, dtype=torch.bool)
-        for row, ids in zip(seen, texts, strict=True):
-            row[list(ids)] = True
-        return penalise(logits, seen, options)
-
-    return [rule]
 
 
 def truncate(logits: Tensor, options: SamplingOptions) -> Tensor:
@@ -84,13 +77,175 @@ def truncate(logits: Tensor, options: SamplingOptions) -> Tensor:
     return logits
 
 
-def choose(logits: Tensor, options: SamplingOptions, generators: Sequence[torch.Generator]) -> Tensor:
-    """Next token ids (B,) of float32 logits (B, V); each row has its own generator, so no batch changes a text."""
+def uniform(seeds: Sequence[int], count: int) -> Tensor:
+    """Numbers (B, count) in [0, 1), float32 on the CPU: each row from its own seed, so that no batch changes a text."""
+    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def choose(logits: Tensor, options: SamplingOptions, luck: Tensor) -> Tensor:
+    """Next token ids (B,) of float32 logits (B, V): those at which `luck` (B,) in [0, 1) falls, or greedily the best.
+
+    Nothing here waits for a GPU: what is random was drawn before.
+    """
     if options.temperature == 0:
         return logits.argmax(dim=-1)
-    probability = truncate(logits / options.temperature, options).softmax(dim=-1).cpu()
-    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probability, generators, strict=True)]
-    return torch.cat(drawn).to(logits.device)
+    reached = truncate(logits / options.temperature, options).softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+    end = reached[:, -1:]
+    below, last = (reached <= luck[:, None] * end).sum(dim=-1), (reached < end).sum(dim=-1)
+    return torch.minimum(below, last)  # where rounding takes luck to the very end, the last token that is possible
+
+
+class Chooser:
+    """From logits to ids: penalties for what a row has said, then the rules, then its luck."""
+
+    def __init__(self, options: SamplingOptions, rules: Sequence[LogitsRule], luck: Tensor, like: Tensor) -> None:
+        self._options, self._rules, self._luck = options, rules, luck.to(like.device)
+        self._said = torch.zeros_like(like, dtype=torch.bool)  # (B, V)
+
+    def __call__(self, logits: Tensor, step: int, texts: Sequence[Sequence[int]]) -> Tensor:
+        if self._options.penalises:
+            logits = penalise(logits, self._said, self._options)
+        for rule in self._rules:
+            logits = rule(logits, texts)
+        ids = choose(logits, self._options, self._luck[:, step])
+        self._said.scatter_(1, ids[:, None], True)
+        return ids
+
+
+class Reader:
+    """The model at work on a batch: the prompts, then a token of every row at a time, to logits (B, V) in float32."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[Tensor], Tensor],
+        embed: Callable[[Tensor], Tensor],
+        cache: KVCache,
+        attention: Attention,
+    ) -> None:
+        self._backbone, self._head, self._embed = backbone, head, embed
+        self._cache, self._attention = cache, attention
+
+    def read_prompt(self, prompt: Tensor, real: Tensor) -> Tensor:
+        """Logits after left-padded embeddings (B, T, D); `real` (B, P + T) also marks what the cache holds."""
+        first, length = self._cache.length, real.shape[1]
+        positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:]
+        self._position, self._dtype = positions[:, -1:], prompt.dtype
+        # What the tokens to come may see, once for all; without padding there is nothing to hide.
+        room = F.pad(real, (0, max(0, self._cache.capacity - length)), value=True)[:, None, None]  # (B, 1, 1, S)
+        self._visible = None if real.all() else room
+        logits = self._logits(prompt, positions, left_padded_mask(real, first))
+        self._cache.keep(prompt.shape[1])
+        return logits
+
+    def read(self, ids: Tensor) -> Tensor:
+        """Logits after one more token (B,) of every row."""
+        self._position = self._position + 1
+        seen = None if self._visible is None else self._visible[..., : self._cache.length + 1]
+        logits = self._logits(self._embedded(ids), self._position, seen)
+        self._cache.keep(1)
+        return logits
+
+    def fixed(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """`read` in shapes that never change, which a CUDA graph replays: the place of a token is data as well.
+
+        Attention then goes over the whole capacity of the cache, of which only what was written is visible.
+        """
+        cache, position = self._cache, self._position.clone()
+        cache.clear_rest()  # weights of zero do not undo a NaN in memory that nobody wrote
+        ids = torch.zeros(rows, dtype=torch.long, device=position.device)
+        slot = cache.slot = torch.full((1,), cache.length, device=position.device)
+        ahead = torch.arange(cache.capacity, device=position.device) >= slot
+        before = torch.ones_like(ahead) if self._visible is None else self._visible
+        visible = (before & ~ahead).expand(rows, 1, 1, -1).clone()
+
+        def step() -> Tensor:
+            visible.index_fill_(3, slot, True)
+            position.add_(1)
+            logits = self._logits(self._embedded(ids), position, visible)
+            slot.add_(1)
+            return logits
+
+        run = replayed(step) if position.device.type == "cuda" else step
+
+        def read(chosen: Tensor) -> Tensor:
+            ids.copy_(chosen)
+            logits = run()
+            cache.keep(1)
+            return logits
+
+        return read
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        return self._embed(ids[:, None]).to(self._dtype)  # (B, 1, D)
+
+    def _logits(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
+        hidden = self._backbone(x, positions, mask, self._cache, self._attention)[:, -1]
+        return self._head(hidden).float()
+
+
+def replayed(step: Callable[[], Tensor], before: int = 2) -> Callable[[], Tensor]:
+    """A step as one CUDA graph, captured after as many plain calls as its kernels need to warm up.
+
+    Where it cannot be captured it stays as it was, with a warning. The result is overwritten by the next call.
+    """
+    calls, graph, result = 0, None, torch.empty(0)
+
+    def call() -> Tensor:
+        nonlocal calls, graph, result
+        calls += 1
+        if calls == before + 1:
+            try:
+                graph, result = captured(step)
+            except RuntimeError as error:
+                warnings.warn(f"words come without a CUDA graph, slower: {error}", stacklevel=2)
+        if graph is None:
+            return step()
+        graph.replay()
+        return result
+
+    return call
+
+
+def captured(step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """The kernels of a step, recorded and not run, and where their result will be."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = step()
+    return graph, result
+
+
+class Writer:
+    """What has been written so far: takes the ids of a step, ends rows at `eos`, and tells who listens."""
+
+    def __init__(self, rows: int, eos: int, on_token: OnToken | None) -> None:
+        self.texts: list[list[int]] = [[] for _ in range(rows)]
+        self._open, self._eos, self._on_token = [*range(rows)], eos, on_token
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def write(self, ids: Sequence[int]) -> None:
+        self._open = [row for row in self._open if ids[row] != self._eos]
+        for row in self._open:
+            self.texts[row].append(ids[row])
+            if self._on_token is not None:
+                self._on_token(row, ids[row])
+
+
+def on_its_way(ids: Tensor) -> Callable[[], list[int]]:
+    """The ids for the host, who gets them when it asks; a GPU goes on with the next step in the meantime."""
+    if ids.device.type != "cuda":
+        return ids.tolist
+    host, arrived = ids.to("cpu", non_blocking=True), torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[int]:
+        arrived.synchronize()
+        return host.tolist()
+
+    return read
 
 
 @torch.no_grad()
@@ -109,37 +264,35 @@ def generate(
     seeds: Sequence[int] | None = None,
     on_token: OnToken | None = None,
     attention: Attention = sdpa,
+    fixed: bool = False,
 ) -> list[list[int]]:
     """Continue prompts given as left-padded embeddings (B, T, D), `real` (B, T) marking what is not padding.
 
     `rules` see the logits after the options' penalties, in order. A `cache` holds P tokens that stand before the
     prompt: `real` is (B, P + T) then, and the cache afterwards also holds the prompt and all that was written but the
-    last token. Returns the new ids of each row, the closing `eos` left out. Row k is the same alone and in any batch.
+    last token. `fixed` keeps all shapes, so that a CUDA graph can be replayed for each token: for a model whose weights
+    stay where they are. Returns the new ids of each row, the closing `eos` left out. Row k is the same alone and in
+    any batch.
     """
-    rows, length = prompt.shape[:2]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds or [0] * rows]
-    cache = KVCache(length + max_new_tokens) if cache is None else cache
-    positions = (real.long().cumsum(dim=1) - 1).clamp(min=0)[:, cache.length :]
-    rules = (*penalties(options), *rules)
-    texts: list[list[int]] = [[] for _ in range(rows)]
-    done, hidden = [False] * rows, prompt
+    rows = prompt.shape[0]
+    cache = KVCache(prompt.shape[1] + max_new_tokens) if cache is None else cache
+    reader, writer = Reader(backbone, head, embed, cache, attention), Writer(rows, eos, on_token)
+    logits = reader.read_prompt(prompt, real)
+    read = reader.fixed(rows) if fixed else reader.read
+    chooser = Chooser(options, rules, uniform(seeds or [0] * rows, max_new_tokens), logits)
+    # A GPU is given the next step before the host looks at the last one; rules need to know all that was written.
+    unread, ahead = deque[Callable[[], list[int]]](), int(prompt.device.type == "cuda" and not rules)
     for step in range(max_new_tokens):
-        mask = left_padded_mask(real, cache.length)
-        hidden = backbone(hidden, positions, mask, cache, attention)[:, -1]
-        cache.keep(mask.shape[2])
-        logits = head(hidden).float()  # (B, V)
-        for rule in rules:
-            logits = rule(logits, texts)
-        ids = choose(logits, options, generators)
-        for row, token in enumerate(ids.tolist()):
-            done[row] = done[row] or token == eos
-            if not done[row]:
-                texts[row].append(token)
-                if on_token is not None:
-                    on_token(row, token)
-        if all(done) or step + 1 == max_new_tokens:
+        ids = chooser(logits, step, writer.texts)
+        unread.append(on_its_way(ids))
+        if step >= ahead:
+            writer.write(unread.popleft()())
+        if writer.done or step + 1 == max_new_tokens:
             break
-        hidden = embed(ids[:, None]).to(prompt.dtype)  # (B, 1, D)
-        positions = positions[:, -1:] + 1
-        real = torch.cat((real, torch.ones_like(real[:, :1])), dim=1)
-    return texts
+        logits = read(ids)
+    if writer.done:
+        cache.length -= len(unread)  # what was read before the host saw that all rows had ended
+    for arrived in unread:
+        writer.write(arrived())
+    cache.slot = None
+    return writer.texts

@@ -300,6 +300,7 @@ class JanusFlowPipeline:
             options=options,
             seeds=seeds,
             on_token=on_token,
+            fixed=self.device.type == "cuda",
         )
         return [self.tokenizer.decode(text).strip() for text in texts]
 

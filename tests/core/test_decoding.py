@@ -15,7 +15,7 @@ from golden import (
     recipe,
     tensors,
 )
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from janusflow_core.attention import KVCache
-from janusflow_core.decoding import SamplingOptions, choose, generate, penalise, truncate
+from janusflow_core.decoding import SamplingOptions, choose, generate, penalise, truncate, uniform
 from janusflow_core.pipeline import JanusFlowPipeline
 
 CASES = MANIFEST["und"]["cases"]
@@ -119,6 +119,34 @@ prompts = st.lists(st.lists(st.integers(0, 1023), min_size=1, max_size=8), min_s
 def test_sampled_rows_are_the_same_alone_and_batched(rows: list[list[int]], seed: int):
     together = continue_micro(rows, [seed + k for k in range(len(rows))])
     assert together == [continue_micro([row], [seed + k])[0] for k, row in enumerate(rows)]
+
+
+@settings(max_examples=30)
+@given(prompts, st.integers(0, 99))
+def test_fixed_shapes_write_the_same(rows: list[list[int]], seed: int):
+    """What a GPU replays as a graph, here step by step: places as data, attention over the whole capacity."""
+    seeds = [seed + k for k in range(len(rows))]
+    assert continue_micro(rows, seeds, fixed=True) == continue_micro(rows, seeds)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_cache_holds_what_was_read_when_all_rows_end_early(fixed: bool):
+    rows = [[5, 6, 7], [8, 9]]
+    free = continue_micro(rows, [1, 2], SamplingOptions(), tokens=12)
+    eos = free[0][4]
+    cache = KVCache(3 + 12)
+    (text,) = continue_micro(rows[:1], [1], SamplingOptions(), eos=eos, cache=cache, fixed=fixed)
+    assert text == free[0][: free[0].index(eos)]
+    assert cache.length == 3 + len(text) and cache.slot is None
+
+
+def test_memory_that_nobody_wrote_changes_nothing():
+    cache = KVCache(30)
+    continue_micro([[5, 6]], [0], tokens=1, cache=cache)
+    for part in (part for layer in cache.buffers for part in layer):
+        part[:, :, cache.length :] = float("nan")
+    cache.length = 0
+    assert continue_micro([[5, 6, 7]], [0], cache=cache, fixed=True) == continue_micro([[5, 6, 7]], [0])
 
 
 def test_seeds_change_samples_but_not_greedy_texts():
@@ -278,10 +306,23 @@ def test_repetition_penalty_equals_transformers():
 
 def test_tokens_are_drawn_by_their_probability():
     logits, options = torch.tensor([[0.0, 1.0, 2.0, -1.0]]), SamplingOptions(temperature=0.8)
-    generators = [torch.Generator().manual_seed(seed) for seed in range(4000)]
-    drawn = choose(logits.expand(4000, -1), options, generators)
+    drawn = choose(logits.expand(4000, -1), options, uniform(range(4000), 1)[:, 0])
     frequency = torch.bincount(drawn, minlength=4) / 4000
     torch.testing.assert_close(frequency, (logits[0] / 0.8).softmax(-1), rtol=0, atol=0.025)
+
+
+@given(scores, st.floats(0, 1, exclude_max=True, width=32), st.floats(0.05, 1), st.integers(1, 4))
+@example(torch.tensor([[2.0, 0.0, -8.0, -7.0]]), 1 - 2**-24, 0.5, 0)
+@example(torch.tensor([[-8.0, 2.0]]), 0.0, 0.5, 0)
+def test_no_luck_draws_a_token_that_is_left_out(logits: Tensor, luck: float, top_p: float, top_k: int):
+    options = SamplingOptions(temperature=0.7, top_p=top_p, top_k=top_k)
+    (token,) = choose(logits, options, torch.tensor([luck])).tolist()
+    assert truncate(logits / 0.7, options)[0, token].isfinite()
+
+
+def test_luck_is_a_rows_own_and_longer_answers_begin_alike():
+    assert torch.equal(uniform([3, 4, 2**64 - 1], 9)[1], uniform([4], 9)[0])
+    assert torch.equal(uniform([7], 4), uniform([7], 9)[:, :4])
 
 
 @pytest.mark.parametrize(

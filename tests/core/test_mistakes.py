@@ -196,7 +196,7 @@ def column_major(pipe: JanusFlowPipeline) -> None:
 
 
 def adjacent_rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    cos, sin = (x[..., : head_dim // 2].repeat_interleave(2, dim=-1) for x in right_rotary(positions, head_dim, theta))
+    cos, sin = (x[..., head_dim // 2 :].repeat_interleave(2, dim=-1) for x in right_rotary(positions, head_dim, theta))
     return cos, sin
 
 
