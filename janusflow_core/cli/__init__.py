@@ -46,6 +46,7 @@ def parse(argv: Sequence[str]) -> Any:
 
 def commands() -> dict[str, type]:
     """Name -> class of every command; their files need tyro."""
+    from .bench import Bench
     from .convert import Convert
     from .demo import Demo
     from .describe import Describe
@@ -62,4 +63,5 @@ def commands() -> dict[str, type]:
         "demo": Demo,
         "evaluate": Evaluate,
         "train": Train,
+        "bench": Bench,
     }
