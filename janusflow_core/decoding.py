@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import Attention, KVCache, left_padded_mask, sdpa
+from .config import LanguageConfig
 from .llama import Backbone
 
 # (row, token id), called in order for every new token; may raise to cancel
@@ -24,7 +25,8 @@ OnToken = Callable[[int, int], None]
 # (logits (B, V), float32, the ids that each row has written so far) -> logits (B, V); -inf forbids a token
 LogitsRule = Callable[[Tensor, Sequence[Sequence[int]]], Tensor]
 
-AT_ONCE = 8  # conversations to answer in one batch: a picture in one is several hundred tokens long
+AT_ONCE = 8  # conversations to answer in one batch where nobody knows how much memory is free
+AT_MOST = 32  # more are hardly faster, and all wait for the longest answer
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,20 @@ def choose(logits: Tensor, options: SamplingOptions, luck: Tensor) -> Tensor:
     end = reached[:, -1:]
     below, last = (reached <= luck[:, None] * end).sum(dim=-1), (reached < end).sum(dim=-1)
     return torch.minimum(below, last)  # where rounding takes luck to the very end, the last token that is possible
+
+
+def bytes_a_row(config: LanguageConfig, tokens: int, dtype: torch.dtype) -> int:
+    """About what a conversation of so many tokens, its answer included, takes: keys and values, the widest layer's
+    activations, masks and logits."""
+    keys_and_values = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    activations = 3 * config.intermediate_size + 6 * config.hidden_size
+    masks = tokens * tokens * (1 + dtype.itemsize)
+    return tokens * (keys_and_values + activations) * dtype.itemsize + masks + 16 * config.vocab_size
+
+
+def fitting(free: int | None, row: int) -> int:
+    """How many conversations of `row` bytes to answer at once in half of the `free` bytes; at least one."""
+    return AT_ONCE if free is None else min(max(1, free // (2 * row)), AT_MOST)
 
 
 class Chooser:

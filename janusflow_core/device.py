@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import torch
 
 
@@ -15,6 +18,18 @@ def best_device() -> torch.device:
 def best_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes in it, else float32; float16 overflows in this language model."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated there, what torch holds and does not use included; None where nobody tells."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    memory = Path("/proc/meminfo")  # Linux
+    found = re.search(r"MemAvailable:\s+(\d+) kB", memory.read_text("utf-8")) if memory.is_file() else None
+    return int(found[1]) * 1024 if found else None
 
 
 def usable_device(name: str | None) -> torch.device | None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from . import decoding, image, sampling
 from .autoencoder import load_vae_files
 from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
-from .decoding import AT_ONCE, SamplingOptions
-from .device import best_device, best_dtype
+from .decoding import SamplingOptions
+from .device import best_device, best_dtype, free_memory
 from .drawing import DrawingConfig
 from .lora import LoraStack
 from .model import JanusFlow, Prefix, flow_tokens
@@ -255,8 +255,9 @@ class JanusFlowPipeline:
         stream, answers = self.tokenizer.stream(), []
         forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
         options = SamplingOptions(temperature=temperature, top_p=top_p)
-        for first in range(0, len(asked), AT_ONCE):
-            some = asked[first : first + AT_ONCE]
+        at_once = self.at_once(question, max_new_tokens)
+        for first in range(0, len(asked), at_once):
+            some = asked[first : first + at_once]
             answers += self.converse(
                 [self.tokenizer.question_messages(question, len(own)) for own in some],
                 some,
@@ -268,6 +269,13 @@ class JanusFlowPipeline:
         if on_token is not None and (rest := stream.flush()):
             on_token(rest)
         return answers[0] if once else answers
+
+    def at_once(self, question: str, max_new_tokens: int) -> int:
+        """About how many pictures can be asked this in one batch, by the memory that is free now."""
+        language = self.model.config.language
+        tokens = len(self.tokenizer.understanding_ids(self.tokenizer.question_messages(question, 1), 1))
+        row = decoding.bytes_a_row(language, tokens + max_new_tokens, self.dtype)
+        return decoding.fitting(free_memory(self.device), row)
 
     @torch.no_grad()
     def converse(

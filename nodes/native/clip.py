@@ -187,35 +187,66 @@ class JanusFlowCLIP(CLIP):
         return self.answer([tokens], max_length, options, [seed or 0])[0]
 
     def answer(
-        self, conversations: Sequence[Tokens], max_new_tokens: int, options: SamplingOptions, seeds: Sequence[int]
+        self,
+        conversations: Sequence[Tokens],
+        max_new_tokens: int,
+        options: SamplingOptions,
+        seeds: Sequence[int],
+        on_token: decoding.OnToken | None = None,
     ) -> list[list[int]]:
-        """The ids of the next turn of several conversations at once, with ComfyUI's progress bar and cancel button.
+        """The ids of the next turn of several conversations, with ComfyUI's progress bar and cancel button.
 
-        Raises ValueError when a conversation does not fit the model's context.
+        As many at once as the free memory holds. `on_token` hears which conversation got which token. Raises
+        ValueError when a conversation does not fit the model's context.
         """
-        text, device = self.cond_stage_model, self.patcher.load_device
+        text, device, flow = self.cond_stage_model, self.patcher.load_device, self.flow_patcher.model
         rows = [tokens[NAME][0] for tokens in conversations]
         longest = max(len(text.tokenizer.lay_out(row)) for row in rows)
         text.config.language.check_conversation(longest, max_new_tokens)
-        model_management.load_models_gpu([self.patcher, self.flow_patcher])
-        flow = self.flow_patcher.model
+        dtype = flow.get_dtype_inference()
+        room = decoding.bytes_a_row(text.config.language, longest + max_new_tokens, dtype)
+        model_management.load_models_gpu([self.patcher, self.flow_patcher], memory_required=2 * room)
+        at_once = decoding.fitting(model_management.get_free_memory(device), room)
         text.reset_clip_options()
         text.set_clip_options({"execution_device": device})
+        progress, answers = _Progress(len(rows), max_new_tokens, on_token), []
         with model_management.cuda_device_context(device):
-            prompt, real = text.embed(rows, flow.get_dtype_inference())
-            return decoding.generate(
-                flow.diffusion_model.language_model.model,
-                text.logits,
-                text.encode_prompt,
-                prompt,
-                real,
-                eos=text.tokenizer.core.eos_id,
-                max_new_tokens=max_new_tokens,
-                options=options,
-                seeds=seeds,
-                on_token=_token_counter(max_new_tokens),
-                attention=ComfyAttention({}),
-            )
+            for first in range(0, len(rows), at_once):
+                prompt, real = text.embed(rows[first : first + at_once], dtype)
+                answers += decoding.generate(
+                    flow.diffusion_model.language_model.model,
+                    text.logits,
+                    text.encode_prompt,
+                    prompt,
+                    real,
+                    eos=text.tokenizer.core.eos_id,
+                    max_new_tokens=max_new_tokens,
+                    options=options,
+                    seeds=seeds[first : first + at_once],
+                    on_token=progress.after(first, len(prompt)),
+                    attention=ComfyAttention({}),
+                )
+        return answers
+
+
+class _Progress:
+    """Moves ComfyUI's bar with the longest answer of each batch, stops at the token after a cancel, and passes on."""
+
+    def __init__(self, rows: int, longest: int, on_token: decoding.OnToken | None) -> None:
+        self._bar, self._longest, self._on_token = utils.ProgressBar(rows * longest), longest, on_token
+
+    def after(self, done: int, at_once: int) -> decoding.OnToken:
+        """What hears of the tokens of so many conversations, after so many."""
+        written = Counter[int]()
+
+        def on_token(row: int, token: int) -> None:
+            check_cancelled()
+            written[row] += 1
+            self._bar.update_absolute(done * self._longest + at_once * max(written.values()))
+            if self._on_token is not None:
+                self._on_token(done + row, token)
+
+        return on_token
 
 
 def _is_picture(entry: Any) -> bool:
@@ -224,18 +255,6 @@ def _is_picture(entry: Any) -> bool:
 
 def _weight_name(key: Any) -> str:
     return key if isinstance(key, str) else key[0]
-
-
-def _token_counter(total: int) -> decoding.OnToken:
-    """Moves ComfyUI's progress bar with the longest answer, and stops at the token after a cancel."""
-    bar, written = utils.ProgressBar(total), Counter[int]()
-
-    def on_token(row: int, token: int) -> None:
-        check_cancelled()
-        written[row] += 1
-        bar.update_absolute(max(written.values()), total)
-
-    return on_token
 
 
 def load_text(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:

@@ -95,13 +95,21 @@ class Graph:
         return self.add("SaveLatent", samples=latent, filename_prefix="latents/test")
 
     def describe(
-        self, clip: Any, image: Any, question: str = "Describe the image.", tokens: int = 8, **sampling: Any
+        self,
+        clip: Any,
+        image: Any,
+        question: Any = "Describe the image.",
+        tokens: int = 8,
+        ask: str = "own question",
+        pictures: str = "one by one",
+        **sampling: Any,
     ) -> Node:
         mode = {
             "mode": "sample" if sampling else "greedy",
             **{f"mode.{name}": value for name, value in sampling.items()},
         }
-        return self.add("JanusFlowDescribe", clip=clip, image=image, question=question, max_new_tokens=tokens, **mode)
+        asked = {"ask": ask, "question": question, "pictures": pictures, "max_new_tokens": tokens}
+        return self.add("JanusFlowDescribe", clip=clip, image=image, **asked, **mode)
 
     def generate_text(self, clip: Any, prompt: Any, tokens: int = 8, image: Any = None, **sampling: Any) -> Node:
         mode = {"sampling_mode": "on" if sampling else "off"}

@@ -26,7 +26,17 @@ from transformers import (
 )
 
 from janusflow_core.attention import KVCache
-from janusflow_core.decoding import SamplingOptions, choose, generate, penalise, truncate, uniform
+from janusflow_core.decoding import (
+    AT_MOST,
+    SamplingOptions,
+    bytes_a_row,
+    choose,
+    fitting,
+    generate,
+    penalise,
+    truncate,
+    uniform,
+)
 from janusflow_core.pipeline import JanusFlowPipeline
 
 CASES = MANIFEST["und"]["cases"]
@@ -246,6 +256,22 @@ def test_rules_come_after_the_penalties():
         return logits
 
     continue_micro([[5, 6, 7]], [0], SamplingOptions(presence_penalty=1e4), tokens=6, rules=[forget])
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**9))
+def test_a_batch_fits_half_of_what_is_free(free: int, row: int):
+    found = fitting(free, row)
+    assert 1 <= found <= AT_MOST and (found == 1 or 2 * found * row <= free)
+    assert found == AT_MOST or 2 * (found + 1) * row > free
+
+
+def test_a_rows_bytes_hold_its_keys_and_values():
+    config = micro().model.config.language
+    cache = KVCache(50)
+    continue_micro([[5] * 38], [0], tokens=12, cache=cache)
+    held = sum(part[:, :, :50].nbytes for layer in cache.buffers for part in layer)
+    assert held < bytes_a_row(config, 50, torch.float32) < 10 * held
+    assert bytes_a_row(config, 50, torch.bfloat16) < 0.6 * bytes_a_row(config, 50, torch.float32) + 16 * 1024
 
 
 # --- which tokens may be drawn ----------------------------------------------------------------------------------
