@@ -1,9 +1,7 @@
 """The editor in a real browser: templates run as they open, help can be read, pictures can be dropped."""
 
 import base64
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,41 +10,9 @@ import pytest
 
 from janusflow_core.world.talk import tells
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-
 CHECKOUT = Path(__file__).resolve().parents[2]
 NODES = sorted(path.stem for path in (CHECKOUT / "web" / "docs").glob("*.md"))
 TEMPLATES = sorted(path.stem for path in (CHECKOUT / "workflows").glob("*.json"))
-# As root Chromium needs --no-sandbox; the rest keeps it from calling home.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(request, browser, server):
-    """The editor with its default graph, in English or the language of the test's parameter."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    page, errors = context.new_page(), []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    # The first run would open the template browser.
-    for name, value in {"TutorialCompleted": True, "Locale": getattr(request, "param", "en")}.items():
-        page.request.post(f"{server.url}/api/settings/Comfy.{name}", data=json.dumps(value))
-    page.goto(server.url)
-    page.wait_for_function(
-        "window.app?.graph?._nodes.length && window.app.extensionManager?.spinner === false", timeout=90_000
-    )
-    yield page
-    context.close()
-    assert errors == []
 
 
 def open_template(page, name: str) -> None:
