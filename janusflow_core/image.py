@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import IO, Annotated, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from .config import Part, printable, validated
 
 Picture = Image.Image | np.ndarray | Tensor
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -130,6 +132,16 @@ def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the picture {printable(source)} cannot be read ({error}): save it again") from error
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Files in a folder and below it that are called like pictures, by name; nothing that is hidden."""
+
+    def shown(path: Path) -> bool:
+        return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in found if shown(path) and path.is_file())
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -33,14 +33,22 @@ def room(folder: Path) -> Iterator[Path]:
     """
     inside = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        inside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
-        yield inside
+        with refusal_told(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            inside = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
+            yield inside
+    finally:
+        if inside is not None:
+            shutil.rmtree(inside, ignore_errors=True)
+
+
+@contextmanager
+def refusal_told(folder: Path) -> Iterator[None]:
+    """Turns what a full disk, or one that refuses, raises inside into an OSError with one sentence."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) or error.errno in REFUSED:
             reason = f"nothing can be written to {folder} ({error}): free disk space or choose another folder"
             raise OSError(reason) from error
         raise
-    finally:
-        if inside is not None:
-            shutil.rmtree(inside, ignore_errors=True)

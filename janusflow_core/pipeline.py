@@ -238,14 +238,14 @@ class JanusFlowPipeline:
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         on_token: Callable[[str], None] | None = None,
     ) -> Any:
         """Answer a question about a picture (a str), about each of several (a list), or once about all `together`.
 
         Pictures are PIL images, arrays, tensors or paths of files. `temperature` 0 is greedy; answer k is the one that
-        its picture gets alone at seed + k. `on_token` gets the words of one answer as they come and may raise. Raises
-        ValueError for a conversation that does not fit the model, and what `open_image` raises.
+        its picture gets alone at seed + k, or at seed[k] of several. `on_token` gets the words of one answer and may
+        raise. Raises ValueError for a conversation that does not fit the model, and what `open_image` raises.
         """
         pictures = [images] if isinstance(images, Picture) else list(images)
         once = together or isinstance(images, Picture)
@@ -255,6 +255,7 @@ class JanusFlowPipeline:
         stream, answers = self.tokenizer.stream(), []
         forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
         options = SamplingOptions(temperature=temperature, top_p=top_p)
+        seeds = range(seed, seed + len(asked)) if isinstance(seed, int) else seed
         at_once = self.at_once(question, max_new_tokens)
         for first in range(0, len(asked), at_once):
             some = asked[first : first + at_once]
@@ -263,7 +264,7 @@ class JanusFlowPipeline:
                 some,
                 max_new_tokens=max_new_tokens,
                 options=options,
-                seeds=range(seed + first, seed + first + len(some)),
+                seeds=seeds[first : first + at_once],
                 on_token=forward,
             )
         if on_token is not None and (rest := stream.flush()):

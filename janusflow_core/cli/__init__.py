@@ -47,6 +47,7 @@ def parse(argv: Sequence[str]) -> Any:
 def commands() -> dict[str, type]:
     """Name -> class of every command; their files need tyro."""
     from .bench import Bench
+    from .caption import Caption
     from .convert import Convert
     from .demo import Demo
     from .describe import Describe
@@ -58,6 +59,7 @@ def commands() -> dict[str, type]:
     return {
         "generate": Generate,
         "describe": Describe,
+        "caption": Caption,
         "convert": Convert,
         "doctor": Doctor,
         "demo": Demo,

@@ -17,9 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import printable, read_text
-from ..image import ImageConfig, open_image, pixels, preprocess, resize_and_pad
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from ..image import ImageConfig, open_image, pictures_below, pixels, preprocess, resize_and_pad
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def read_folder(folder: Path, caption: str = "") -> list[Captioned]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {printable(folder)}: check the path.")
-    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    pictures = pictures_below(folder)
     found = [
         Captioned(printable(path.relative_to(folder)), _caption(path) or caption, _opener(path)) for path in pictures
     ]
