@@ -181,12 +181,13 @@ class CaptionRun:
             self._room.mkdir(parents=True, exist_ok=True)
         path = self._room / f"{self.share.rank}.jsonl"
         first, *notes = _whole_lines(path) if path.is_file() else [None]
-        lines = [self._settings, *notes] if first == self._settings else [self._settings]
+        lines = [self._settings, *(notes if first == self._settings else [])]
         self._replace(path, "".join(json.dumps(line) + "\n" for line in lines))
         (self._room / f"{self.share.rank}{self._tag}").unlink(missing_ok=True)
         self._journal = path.open("a", encoding="utf-8")
-        if len(lines) > 1 and TEXT in lines[-1]:  # the run may have died before this one was in its place
-            self._put(lines[-1][NAME], lines[-1][TEXT])
+        name, text = (lines[-1].get(what) for what in (NAME, TEXT))
+        if name and text and self._existing(name) != text:  # the run died before this one was in its place
+            self._put(name, text)
 
     def _note(self, name: str, what: str, text: str) -> None:
         self._noted[name] = {NAME: name, what: text}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .caption import JanusFlowCaptionFolder
 from .decode import JanusFlowVAEDecode
 from .describe import JanusFlowDescribe
 from .encode import JanusFlowEncodePrompt
@@ -17,6 +18,7 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowSampler,
     JanusFlowVAEDecode,
     JanusFlowDescribe,
+    JanusFlowCaptionFolder,
     JanusFlowREPAFineTune,
 ]
 

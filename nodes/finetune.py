@@ -7,7 +7,8 @@ from typing import Any
 
 from ..janusflow_core.train.options import FineTuneOptions
 from .native.clip import JanusFlowCLIP
-from .native.compat import folder_paths, io, ui
+from .native.compat import io, ui
+from .native.files import data_folders, folder_state
 from .native.model import JanusFlowModel
 from .native.training import NO_FOLDER, Run, captioned_pictures, learnable
 
@@ -44,10 +45,10 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "folder",
-                    options=[NO_FOLDER, *sorted(folder_paths.get_input_subfolders())],
+                    options=[NO_FOLDER, *data_folders()],
                     default=NO_FOLDER,
-                    tooltip="Instead of images and texts: a folder in ComfyUI's input folder, with a .txt beside each "
-                    "picture.",
+                    tooltip="Instead of images and texts: a folder in ComfyUI's input or output folder, with a .txt "
+                    "beside each picture.",
                 ),
                 io.Combo.Input(
                     "teach",
@@ -106,6 +107,11 @@ class JanusFlowREPAFineTune(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: list[str] | None = None, **kwargs: Any) -> int:
+        name = _first(folder)
+        return 0 if name in (None, NO_FOLDER) else folder_state(name)
 
     @classmethod
     def execute(cls, **lists: Any) -> io.NodeOutput:

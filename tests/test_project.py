@@ -111,11 +111,18 @@ def test_the_errors_in_the_readme_are_the_codes():
 # --- help pages -------------------------------------------------------------------------------------------------
 
 
+def calls_in(part: ast.AST) -> list[ast.Call]:
+    return [call for call in ast.walk(part) if isinstance(call, ast.Call)]
+
+
 def nodes() -> dict[str, dict[str, dict[str, Any]]]:
     """Node id -> name of each input and output -> the constant arguments that describe it, read from the source."""
+    shared = ast.parse((ROOT / "nodes" / "native" / "asking.py").read_text(encoding="utf-8")).body
+    inputs_of = {part.name: calls_in(part) for part in shared if isinstance(part, ast.FunctionDef)}
     found = {}
     for file in sorted((ROOT / "nodes").glob("*.py")):
-        calls = [call for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(call, ast.Call)]
+        own = calls_in(ast.parse(file.read_text(encoding="utf-8")))
+        calls = [call for one in own for call in (one, *inputs_of.get(ast.unparse(one.func), ()))]
         described = {}
         for call in calls:
             plain = [word for word in call.keywords if isinstance(word.value, ast.Constant | ast.UnaryOp)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,6 +153,12 @@ class JanusFlowCLIP(CLIP):
         own = self.patcher.add_patches(patches, strength_patch, strength_model)
         return [*own, *self.flow_patcher.add_patches(language, strength_patch, strength_model)]
 
+    def identity(self) -> list[Any]:
+        """What decides about its words, as far as JSON can tell: the checkpoint's name, the strengths of patches."""
+        patches = [part for patcher in (self.patcher, self.flow_patcher) for part in patcher.patches.values()]
+        strengths = sorted({(float(patch[0]), float(patch[2])) for part in patches for patch in part})
+        return [Path(self.patcher.cached_patcher_init[1][0]).name, len(patches), *map(list, strengths)]
+
     def load_model(self, tokens: Any = None) -> Any:
         # Looking up a prompt's embeddings needs one table, which ComfyUI's layers stream: nothing is loaded for it.
         return self.patcher
@@ -193,8 +200,9 @@ class JanusFlowCLIP(CLIP):
         options: SamplingOptions,
         seeds: Sequence[int],
         on_token: decoding.OnToken | None = None,
+        bar: bool = True,
     ) -> list[list[int]]:
-        """The ids of the next turn of several conversations, with ComfyUI's progress bar and cancel button.
+        """The ids of the next turn of several conversations, with ComfyUI's cancel button and, with `bar`, its bar.
 
         As many at once as the free memory holds. `on_token` hears which conversation got which token. Raises
         ValueError when a conversation does not fit the model's context.
@@ -209,7 +217,7 @@ class JanusFlowCLIP(CLIP):
         at_once = decoding.fitting(model_management.get_free_memory(device), room)
         text.reset_clip_options()
         text.set_clip_options({"execution_device": device})
-        progress, answers = _Progress(len(rows), max_new_tokens, on_token), []
+        progress, answers = _Progress(len(rows), max_new_tokens, on_token, bar), []
         with model_management.cuda_device_context(device):
             for first in range(0, len(rows), at_once):
                 prompt, real = text.embed(rows[first : first + at_once], dtype)
@@ -232,8 +240,9 @@ class JanusFlowCLIP(CLIP):
 class _Progress:
     """Moves ComfyUI's bar with the longest answer of each batch, stops at the token after a cancel, and passes on."""
 
-    def __init__(self, rows: int, longest: int, on_token: decoding.OnToken | None) -> None:
-        self._bar, self._longest, self._on_token = utils.ProgressBar(rows * longest), longest, on_token
+    def __init__(self, rows: int, longest: int, on_token: decoding.OnToken | None, bar: bool) -> None:
+        self._bar = utils.ProgressBar(rows * longest) if bar else None
+        self._longest, self._on_token = longest, on_token
 
     def after(self, done: int, at_once: int) -> decoding.OnToken:
         """What hears of the tokens of so many conversations, after so many."""
@@ -242,7 +251,8 @@ class _Progress:
         def on_token(row: int, token: int) -> None:
             check_cancelled()
             written[row] += 1
-            self._bar.update_absolute(done * self._longest + at_once * max(written.values()))
+            if self._bar is not None:
+                self._bar.update_absolute(done * self._longest + at_once * max(written.values()))
             if self._on_token is not None:
                 self._on_token(done + row, token)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
@@ -44,6 +45,37 @@ def checkpoint_path(name: str) -> Path:
         f"There is no checkpoint {name!r}: put it into models/janusflow, models/checkpoints or "
         "models/diffusion_models and press R to refresh the list."
     )
+
+
+def data_folders() -> list[str]:
+    """Folders with pictures to work on: those below ComfyUI's input folder, then those below its output folder."""
+    inputs, outputs = (
+        _subfolders(root()) for root in (folder_paths.get_input_directory, folder_paths.get_output_directory)
+    )
+    return [*inputs, *(f"{name} [output]" for name in outputs)]
+
+
+def _subfolders(root: str) -> list[str]:
+    below = (os.path.relpath(folder, root).replace(os.sep, "/") for folder, *_ in os.walk(root))
+    return sorted(name for name in below if not name.startswith(".") and "/." not in name)
+
+
+def data_folder(name: str) -> Path:
+    """The folder that such a name means; raises ValueError where it leads out of input and output."""
+    try:
+        return Path(folder_paths.get_annotated_filepath(name))
+    except ValueError as error:
+        raise ValueError(f"{name!r} lies outside ComfyUI's input and output folders: move it into one.") from error
+
+
+def folder_state(name: str) -> int:
+    """A number that changes with the files in a folder; nothing is told about their names."""
+    try:
+        files = [(str(path), path.stat()) for path in data_folder(name).rglob("*") if path.is_file()]
+    except (OSError, ValueError):
+        return 0  # must not raise; execute says what is missing
+    seen = "".join(f"{path}\0{stat.st_mtime_ns}\0{stat.st_size}\0" for path, stat in sorted(files, key=lambda f: f[0]))
+    return zlib.crc32(seen.encode("utf-8", "surrogateescape"))
 
 
 def _files(folder: str) -> list[str]:

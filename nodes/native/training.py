@@ -27,6 +27,7 @@ from ...janusflow_core.train.options import FineTuneOptions
 from ...janusflow_core.train.subject import Subject
 from .clip import JanusFlowCLIP
 from .compat import check_cancelled, folder_paths, model_management, show_on_node, utils
+from .files import data_folder
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,11 @@ def learnable(model: Any, clip: JanusFlowCLIP, vae: Any) -> Iterator[Subject]:
 
 
 def captioned_pictures(images: Sequence[Any] | None, texts: Sequence[str] | None, folder: str) -> list[Captioned]:
-    """What the graph, or a folder of ComfyUI's inputs, gives to learn from; raises ValueError with one sentence."""
+    """What the graph, or a folder of ComfyUI's, gives to learn from; raises ValueError with one sentence."""
     if folder != NO_FOLDER:
         if images:
             raise ValueError(f"There are both images and the folder {folder}: disconnect one, or choose {NO_FOLDER}.")
-        return read_folder(Path(folder_paths.get_input_directory()) / folder)
+        return read_folder(data_folder(folder))
     pictures = [picture for batch in images or () for picture in batch]
     if not pictures:
         raise ValueError("There are no pictures: connect images and texts, or choose a folder.")

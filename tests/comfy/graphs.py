@@ -117,6 +117,13 @@ class Graph:
         pictures = {} if image is None else {"image": image}
         return self.add("TextGenerate", clip=clip, prompt=prompt, max_length=tokens, **pictures, **mode)
 
+    def tune(self, loaded: Node, folder: Any, **changed: Any) -> Node:
+        settings = {"teach": "generation", "steps": 4, "batch_size": 2, "rank": 4, "learning_rate": 0.01, "seed": 3}
+        further = {"name": "server", "resume": True, "repa": "off", "kind": "lora", "schedule": "constant"}
+        rare = {"accumulate": 1, "dreams": 2, "drop": 0.1, "preview_every": 5}
+        links = {"model": loaded, "clip": loaded[1], "vae": loaded[2], "folder": folder}
+        return self.add("JanusFlowREPAFineTune", **links, **{**settings, **further, **rare, **changed})
+
     def show(self, text: Any) -> Node:
         return self.add("PreviewAny", source=text)
 

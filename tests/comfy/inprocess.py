@@ -25,6 +25,7 @@ NODES = {
     "sample": "JanusFlowSampler",
     "decode": "JanusFlowVAEDecode",
     "describe": "JanusFlowDescribe",
+    "caption": "JanusFlowCaptionFolder",
     "finetune": "JanusFlowREPAFineTune",
 }
 

@@ -28,11 +28,7 @@ def teaching(folder: str, **changed):
     """A graph that trains and saves, and its training node."""
     graph = Graph()
     loaded = graph.load(TINY, vae="from checkpoint")
-    settings = {"teach": "generation", "steps": STEPS, "batch_size": 2, "rank": 4, "learning_rate": 0.01, "seed": 3}
-    further = {"name": "server", "resume": True, "repa": "off", "kind": "lora", "schedule": "constant"}
-    rare = {"accumulate": 1, "dreams": 2, "drop": 0.1, "preview_every": 5}
-    links = {"model": loaded, "clip": loaded[1], "vae": loaded[2], "folder": folder}
-    node = graph.add("JanusFlowREPAFineTune", **links, **{**settings, **further, **rare, **changed})
+    node = graph.tune(loaded, folder, **{"steps": STEPS, **changed})
     graph.add("SaveLoRA", lora=node, prefix=f"loras/{changed.get('name', 'server')}")
     return graph, node
 

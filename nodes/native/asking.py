@@ -1,0 +1,92 @@
+"""What the nodes that write about pictures share: the inputs that say what is asked and how words are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...janusflow_core.captions import PRESETS
+from ...janusflow_core.decoding import SamplingOptions
+from .clip import JanusFlowCLIP
+from .compat import io
+
+OWN = "own question"
+
+
+def question_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "ask",
+            options=[OWN, *PRESETS],
+            default=OWN,
+            tooltip="The question below, or one of: " + "; ".join(f"{name}: {text}" for name, text in PRESETS.items()),
+        ),
+        io.String.Input(
+            "question",
+            multiline=True,
+            default="Describe the image.",
+            tooltip="What to ask, where `ask` is own question.",
+        ),
+    ]
+
+
+def answer_inputs(further: str) -> list[Any]:
+    """`further` says what becomes of the seed from picture to picture."""
+    sampling = [
+        io.Float.Input(
+            "temperature",
+            default=0.1,
+            min=0.01,
+            max=2.0,
+            step=0.01,
+            tooltip="Higher is more varied. The authors' demo uses 0.1.",
+        ),
+        io.Float.Input(
+            "top_p",
+            default=0.95,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            tooltip="Draw from the most likely words that together have this probability.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            control_after_generate=True,
+            tooltip=f"Same seed, same words. {further}",
+        ),
+    ]
+    return [
+        io.Int.Input(
+            "max_new_tokens",
+            default=256,
+            min=1,
+            max=8192,
+            tooltip="The answer ends here at the latest; one word is about one and a half tokens.",
+        ),
+        io.DynamicCombo.Input(
+            "mode",
+            tooltip="greedy always gives the same, most likely words; sample draws them.",
+            options=[io.DynamicCombo.Option("greedy", []), io.DynamicCombo.Option("sample", sampling)],
+        ),
+    ]
+
+
+def asked(ask: str, question: str) -> str:
+    """The question that two inputs name; raises ValueError where it is empty."""
+    question = PRESETS.get(ask, question)
+    if not question.strip():
+        raise ValueError("The question is empty: write what to ask, for example `Describe the image.`")
+    return question
+
+
+def sampling_options(mode: Mapping[str, Any]) -> SamplingOptions:
+    return SamplingOptions(mode.get("temperature", 0.0), mode.get("top_p", 1.0))
+
+
+def check_clip(clip: Any, node: str) -> None:
+    """Raises ValueError for a CLIP that is not JanusFlow's."""
+    if not isinstance(clip, JanusFlowCLIP):
+        raise ValueError(f"{node} needs JanusFlow's CLIP: connect the CLIP output of Load JanusFlow.")
