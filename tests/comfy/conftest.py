@@ -40,6 +40,7 @@ def page(request, browser, server):
     """The editor with its default graph, in English or the language of the test's parameter."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     page, errors = context.new_page(), []
+    page.set_default_timeout(90_000)  # machines may be busy
     page.on("pageerror", lambda error: errors.append(str(error)))
     # The first run would open the template browser; nodes are drawn on the canvas unless a test wants Vue's.
     settings = {"TutorialCompleted": True, "VueNodes.Enabled": False, "Locale": getattr(request, "param", "en")}

@@ -25,6 +25,7 @@ TEMPLATES = "/workflow_templates/ComfyUI-JanusFlow"
 WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 FINE_TUNE = "JanusFlow fine-tune"  # its picture shows two side by side, before and after
 USE = "JanusFlow use a LoRA"
+CAPTION = "JanusFlow caption pictures"  # of eight
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
 
@@ -103,6 +104,7 @@ def fits(value: object, spec: list) -> bool:
 
 def test_there_are_workflows_for_the_main_jobs():
     jobs = ("text to image", "describe image", "there and back", "native nodes", "fine-tune", "use a LoRA")
+    jobs += ("caption pictures",)
     assert {f"JanusFlow {job}" for job in jobs} <= set(NAMES)  # a template's title and all that is searched
 
 
@@ -157,8 +159,9 @@ def test_every_node_fits_its_schema(name, catalog):
 def test_it_runs_and_saves_what_it_promises(name, run):
     done = run(name)
     shown = [*nodes_of(done.workflow, "SaveImage"), *nodes_of(done.workflow, "PreviewImage")]
-    assert len(done.pictures) == len(shown)
-    assert len(done.words) == len(nodes_of(done.workflow, "PreviewAny"))
+    each = 8 if name == CAPTION else 1
+    assert len(done.pictures) == each * len(shown)
+    assert len(done.words) == each * len(nodes_of(done.workflow, "PreviewAny"))
     assert all(isinstance(text, str) and text.strip() for text in done.words) and (done.words or done.pictures)
     for path in done.pictures:
         with Image.open(path) as picture:
@@ -219,6 +222,17 @@ def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     with Image.open(done.pictures[0]) as picture:
         assert judge(picture, prompt)
     assert not done.words or tells(done.words[0], prompt)
+
+
+def test_pairs_of_pictures_and_captions_are_written(run, server):
+    done = run(CAPTION)
+    folder = server.base / "output" / "janusflow_captions"
+    captions = {path.stem: path.read_text("utf-8") for path in folder.glob("*.txt")}
+    assert len(captions) == 8 and sorted(captions.values()) == sorted(done.words)
+    for name, caption in captions.items():
+        with Image.open(folder / f"{name}.png") as picture:
+            assert judge(picture.convert("RGB"), caption) or not judge(picture.convert("RGB"), "a heart"), caption
+    assert len(set(captions.values())) > 2
 
 
 def test_the_nodes_begin_as_the_first_workflow_does(run, catalog):
