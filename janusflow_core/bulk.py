@@ -79,9 +79,11 @@ class CaptionRun:
         for name in self.names:
             self._owners.setdefault(self._place(name), name)
         self._room = (folder if self._path is None else self._path.parent) / ROOM
+        self._journal = self._room / f"{share.rank}.jsonl"
         self._table: Table = {} if self._path is None else read_table(self._path)
         self._noted = self._read_journals()
         self._open_journal()
+        self._mend()
 
     def todo(self) -> list[tuple[int, str]]:
         """Number and name of each picture of this process that still needs a caption."""
@@ -93,7 +95,7 @@ class CaptionRun:
     def crowded(self) -> dict[str, str]:
         """Pictures of this process that can have no .txt of their own, and the one whose it is."""
         owners = {} if self._path else {name: self._owners[self._place(name)] for _, name in self._mine}
-        return {name: owner for name, owner in owners.items() if name != owner}
+        return {name: owner for name, owner in owners.items() if name != owner and not self._keeps(name)}
 
     @property
     def _mine(self) -> list[tuple[int, str]]:
@@ -111,7 +113,6 @@ class CaptionRun:
 
     def finish(self) -> Report | None:
         """End this process's part; the last one to end writes the table, tidies up and gets the report of all."""
-        self._journal.close()
         (self._room / f"{self.share.rank}{self._tag}").touch()
         if len([*self._room.glob(f"*{self._tag}")]) < self.share.world or not self._comes_first():
             return None
@@ -166,34 +167,39 @@ class CaptionRun:
             return False
         return True
 
-    def _read_journals(self) -> dict[str, dict[str, str]]:
-        """What runs with these settings have noted, the last note of a picture counting."""
-        noted: dict[str, dict[str, str]] = {}
+    def _journals(self) -> Iterator[list[dict[str, str]]]:
+        """The notes of every process of this run and of those that it goes on with."""
         for journal in sorted(self._room.glob("*.jsonl")):
             first, *notes = _whole_lines(journal)
             if first == self._settings:
-                noted.update((note[NAME], note) for note in notes if TEXT in note or note[NAME] not in noted)
+                yield notes
+
+    def _read_journals(self) -> dict[str, dict[str, str]]:
+        """What is noted of each picture: a caption, or else why it has none."""
+        noted: dict[str, dict[str, str]] = {}
+        for notes in self._journals():
+            noted.update((note[NAME], note) for note in notes if TEXT in note or note[NAME] not in noted)
         return noted
 
     def _open_journal(self) -> None:
         """Go on with this process's own journal, less a line that was cut short, or begin one."""
         with refusal_told(self._room.parent):
             self._room.mkdir(parents=True, exist_ok=True)
-        path = self._room / f"{self.share.rank}.jsonl"
-        first, *notes = _whole_lines(path) if path.is_file() else [None]
+        first, *notes = _whole_lines(self._journal) if self._journal.is_file() else [None]
         lines = [self._settings, *(notes if first == self._settings else [])]
-        self._replace(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._replace(self._journal, "".join(json.dumps(line) + "\n" for line in lines))
         (self._room / f"{self.share.rank}{self._tag}").unlink(missing_ok=True)
-        self._journal = path.open("a", encoding="utf-8")
-        name, text = (lines[-1].get(what) for what in (NAME, TEXT))
-        if name and text and self._existing(name) != text:  # the run died before this one was in its place
-            self._put(name, text)
+
+    def _mend(self) -> None:
+        """Put the last caption of each journal in its place: its process may have died just before."""
+        for *_, last in filter(None, self._journals()):
+            if TEXT in last and self._existing(last[NAME]) != last[TEXT]:
+                self._put(last[NAME], last[TEXT])
 
     def _note(self, name: str, what: str, text: str) -> None:
         self._noted[name] = {NAME: name, what: text}
-        with refusal_told(self._room.parent):
-            self._journal.write(json.dumps(self._noted[name]) + "\n")
-            self._journal.flush()
+        with refusal_told(self._room.parent), self._journal.open("a", encoding="utf-8") as journal:
+            journal.write(json.dumps(self._noted[name]) + "\n")
 
 
 def caption_pictures(

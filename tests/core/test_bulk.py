@@ -117,6 +117,7 @@ def test_two_pictures_of_one_name_do_not_share_a_text(folder: Path):
     report = caption(folder, exists="overwrite")
     assert report is not None and "share the .txt of b.jpg" in report.failed["b.png"]
     assert texts(folder)["b.txt"].startswith("11 wide")
+    assert caption(folder) == Report(0, 6)  # what is there is left alone
     table = folder / "metadata.jsonl"
     assert caption(folder, table=table) == Report(6) and len(read_table(table)) == 6
 
@@ -190,11 +191,13 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(folder: Path, exists, tabl
     assert not (folder / ROOM).exists()
 
 
-def test_a_run_that_died_between_note_and_file_puts_the_file_in_place(folder: Path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_that_died_between_note_and_file_puts_the_file_in_place(folder: Path, rank: int):
+    """Whichever of its processes it was, and however many go on."""
     (folder / "a.txt").write_text("mine", encoding="utf-8")
-    run = CaptionRun(folder, CaptionOptions(exists="append"), {"question": "?"})
+    run = CaptionRun(folder, CaptionOptions(exists="append"), {"question": "?"}, share=Share(rank, 3))
     run._note("a.png", "text", "mine, and more")
-    with (folder / ROOM / "0.jsonl").open("a") as journal:
+    with (folder / ROOM / f"{rank}.jsonl").open("a") as journal:
         journal.write('{"file_name": "b.jpg", "te')  # cut short
     assert caption(folder, exists="append") == Report(5)
     assert texts(folder) == {**EXPECTED, "a.txt": "mine, and more"}
