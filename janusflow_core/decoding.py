@@ -92,9 +92,8 @@ def choose(logits: Tensor, options: SamplingOptions, luck: Tensor) -> Tensor:
     if options.temperature == 0:
         return logits.argmax(dim=-1)
     reached = truncate(logits / options.temperature, options).softmax(dim=-1).cumsum(dim=-1)  # (B, V)
-    end = reached[:, -1:]
-    below, last = (reached <= luck[:, None] * end).sum(dim=-1), (reached < end).sum(dim=-1)
-    return torch.minimum(below, last)  # where rounding takes luck to the very end, the last token that is possible
+    # float32 numbers below 1 end at 1 - 2^-24, and no product with that is rounded up to the whole.
+    return (reached <= luck[:, None] * reached[:, -1:]).sum(dim=-1)
 
 
 def bytes_a_row(config: LanguageConfig, tokens: int, dtype: torch.dtype) -> int:

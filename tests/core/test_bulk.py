@@ -227,6 +227,13 @@ def test_fewer_processes_go_on_with_what_more_began(folder: Path):
     assert report == Report(5) and asked == [8, 11] and texts(folder) == EXPECTED
 
 
+def test_a_picture_that_was_mended_no_longer_counts_as_failed(folder: Path):
+    (folder / NAMES[2]).write_bytes(b"no picture")
+    caption(folder, share=Share(2, 3, launch="1"))
+    Image.new("RGB", (12, 8)).save(folder / NAMES[2])
+    assert caption(folder) == Report(5) and texts(folder) == EXPECTED
+
+
 def test_a_launcher_says_which_share_is_ours(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
