@@ -19,8 +19,19 @@ from typing import Any
 
 import torch
 
-from .captions import NAME, TABLES, TEXT, CaptionOptions, Report, Table, read_table, table_text
-from .config import printable, read_text
+from .captions import (
+    NAME,
+    TABLES,
+    TEXT,
+    CaptionOptions,
+    Report,
+    Table,
+    read_beside,
+    read_table,
+    table_text,
+    text_beside,
+)
+from .config import printable
 from .image import Picture, pictures_below
 from .partial import refusal_told
 
@@ -128,13 +139,12 @@ class CaptionRun:
     # --- where captions lie -------------------------------------------------------------------------------------
 
     def _place(self, name: str) -> Path:
-        return (self.folder / name).with_suffix(".txt")
+        return text_beside(self.folder / name)
 
     def _existing(self, name: str) -> str:
         if self._path is not None:
             return str(self._table.get(name, {}).get(TEXT) or "").strip()
-        place = self._place(name)
-        return " ".join(read_text(place).removeprefix("\ufeff").split()) if place.is_file() else ""
+        return read_beside(self.folder / name)
 
     def _keeps(self, name: str) -> bool:
         if self.options.exists != "skip":

@@ -73,6 +73,17 @@ class Report:
         return ", ".join(f"{count} {what}" for what, count in numbers.items() if count or what == "captioned")
 
 
+def text_beside(picture: Path) -> Path:
+    """Where a picture's own caption lies."""
+    return picture.with_suffix(".txt")
+
+
+def read_beside(picture: Path) -> str:
+    """The caption in the .txt beside a picture, in one line, '' where there is none; raises ValueError for no UTF-8."""
+    text = text_beside(picture)
+    return " ".join(read_text(text, 1).removeprefix("\ufeff").split()) if text.is_file() else ""
+
+
 def read_table(path: Path) -> Table:
     """The rows of a .jsonl or .csv by file name, none where there is no such file; raises ValueError."""
     if not path.is_file():

@@ -14,8 +14,8 @@ from ..janusflow_core.bulk import CaptionRun, caption_pictures
 from ..janusflow_core.captions import CaptionOptions, Report
 from ..janusflow_core.decoding import AT_MOST
 from ..janusflow_core.image import open_image, pixels, resize_and_pad
-from .native.asking import answer_inputs, asked, check_clip, question_inputs, sampling_options
-from .native.clip import JanusFlowCLIP
+from .native.asking import answer_inputs, asked, question_inputs, sampling_options
+from .native.clip import JanusFlowCLIP, check_clip
 from .native.compat import check_cancelled, io, show_on_node, ui, utils
 from .native.files import data_folder, data_folders, folder_state
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..janusflow_core.tokenizer import TextStream
-from .native.asking import OWN, answer_inputs, asked, check_clip, question_inputs, sampling_options
+from .native.asking import OWN, answer_inputs, asked, question_inputs, sampling_options
+from .native.clip import check_clip
 from .native.compat import io, show_on_node, ui
 
 ONE_BY_ONE, TOGETHER = "one by one", "together"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .native.clip import JanusFlowCLIP
+from .native.clip import check_clip
 from .native.compat import io
 
 
@@ -41,8 +41,7 @@ class JanusFlowEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, text: str, negative: str = "") -> io.NodeOutput:
-        if not isinstance(clip, JanusFlowCLIP):
-            raise ValueError("Encode Prompt needs JanusFlow's CLIP: connect the CLIP output of Load JanusFlow.")
+        check_clip(clip, "Encode Prompt")
         if not text.strip():
             raise ValueError(
                 "The prompt is empty: write what to draw, or use CLIP Text Encode with an empty text for an "

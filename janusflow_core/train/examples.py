@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..config import printable, read_text
+from ..captions import read_beside
+from ..config import printable
 from ..image import ImageConfig, open_image, pictures_below, pixels, preprocess, resize_and_pad
 
 
@@ -38,7 +39,7 @@ def read_folder(folder: Path, caption: str = "") -> list[Captioned]:
         raise FileNotFoundError(f"there is no folder {printable(folder)}: check the path.")
     pictures = pictures_below(folder)
     found = [
-        Captioned(printable(path.relative_to(folder)), _caption(path) or caption, _opener(path)) for path in pictures
+        Captioned(printable(path.relative_to(folder)), read_beside(path) or caption, _opener(path)) for path in pictures
     ]
     if not found:
         raise ValueError(f"{printable(folder)} holds no picture: put some into it, with a .txt of the same name each.")
@@ -47,11 +48,6 @@ def read_folder(folder: Path, caption: str = "") -> list[Captioned]:
         told = bare[0] if len(bare) == 1 else f"{bare[0]} and {len(bare) - 1} more"
         raise ValueError(f"{told} of {len(found)} pictures have no caption: write one into a .txt of the same name.")
     return found
-
-
-def _caption(picture: Path) -> str:
-    text = picture.with_suffix(".txt")
-    return " ".join(read_text(text, 1).removeprefix("\ufeff").split()) if text.is_file() else ""
 
 
 def _opener(path: Path) -> Callable[[], Image.Image]:

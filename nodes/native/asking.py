@@ -7,7 +7,6 @@ from typing import Any
 
 from ...janusflow_core.captions import PRESETS
 from ...janusflow_core.decoding import SamplingOptions
-from .clip import JanusFlowCLIP
 from .compat import io
 
 OWN = "own question"
@@ -84,9 +83,3 @@ def asked(ask: str, question: str) -> str:
 
 def sampling_options(mode: Mapping[str, Any]) -> SamplingOptions:
     return SamplingOptions(mode.get("temperature", 0.0), mode.get("top_p", 1.0))
-
-
-def check_clip(clip: Any, node: str) -> None:
-    """Raises ValueError for a CLIP that is not JanusFlow's."""
-    if not isinstance(clip, JanusFlowCLIP):
-        raise ValueError(f"{node} needs JanusFlow's CLIP: connect the CLIP output of Load JanusFlow.")

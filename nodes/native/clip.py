@@ -259,6 +259,12 @@ class _Progress:
         return on_token
 
 
+def check_clip(clip: Any, node: str) -> None:
+    """Raises ValueError, in the name of a node, for a CLIP that is not JanusFlow's."""
+    if not isinstance(clip, JanusFlowCLIP):
+        raise ValueError(f"{node} needs JanusFlow's CLIP: connect the CLIP output of Load JanusFlow.")
+
+
 def _is_picture(entry: Any) -> bool:
     return isinstance(entry, dict)
 

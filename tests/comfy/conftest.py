@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import graphs
 import pytest
+from inprocess import load_pack
 
 from janusflow_core.host.find import find_comfyui
 from janusflow_core.host.server import Server
@@ -22,6 +24,18 @@ def server():
     env = {"OMP_NUM_THREADS": "1"}
     with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow", env=env) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def uploaded(server, tmp_path_factory):
+    """Names of the two scenes among the server's inputs."""
+    return graphs.upload(server, tmp_path_factory.mktemp("pictures"), graphs.LEFT_RIGHT, graphs.STARS)
+
+
+@pytest.fixture(scope="session")
+def pack():
+    """ComfyUI and the pack in this process."""
+    return load_pack()
 
 
 @pytest.fixture(scope="module")

@@ -223,6 +223,10 @@ def scene(*things: tuple[str, str, float, float]) -> Image.Image:
     return Image.fromarray(render(Scene((250, 250, 250), objects)))
 
 
+LEFT_RIGHT = scene(("red", "circle", 26, 48), ("blue", "square", 70, 48))
+STARS = scene(("green", "star", 24, 30), ("green", "star", 70, 28), ("green", "star", 48, 70))
+
+
 def upload(server: Server, folder: Path, *pictures: Image.Image) -> list[str]:
     """Puts pictures among the server's inputs and returns the names that LoadImage takes."""
     names = []

@@ -4,32 +4,18 @@ import graphs
 import numpy as np
 import pytest
 import torch
-from graphs import GOLDEN_FILE, Graph, golden, tiny
-from inprocess import load_pack
+from graphs import GOLDEN_FILE, LEFT_RIGHT, STARS, Graph, golden, tiny
 from PIL import Image
 
 from janusflow_core.captions import PRESETS
 from janusflow_core.image import open_image, pixels
 
-LEFT_RIGHT = graphs.scene(("red", "circle", 26, 48), ("blue", "square", 70, 48))
-STARS = graphs.scene(("green", "star", 24, 30), ("green", "star", 70, 28), ("green", "star", 48, 70))
 TEXT = 3  # the kind of a binary event that shows words on a node
 
 
 @pytest.fixture(scope="module", autouse=True)
 def stocked(server):
     graphs.stock(server.base / "models")
-
-
-@pytest.fixture(scope="module")
-def uploaded(server, tmp_path_factory):
-    """Names of the two scenes among the server's inputs."""
-    return graphs.upload(server, tmp_path_factory.mktemp("pictures"), LEFT_RIGHT, STARS)
-
-
-@pytest.fixture(scope="module")
-def pack():
-    return load_pack()
 
 
 def batch_of(graph: Graph, names: list[str]):

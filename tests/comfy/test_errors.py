@@ -6,7 +6,6 @@ import graphs
 import pytest
 import torch
 from graphs import GOLDEN_FILE, MICRO_FILE, PROMPT, TINY, Graph, assert_sentence, failure, golden, parts, tiny
-from inprocess import load_pack
 from safetensors.torch import save_file
 
 from janusflow_core.layout import describe_files, save_folder, save_single
@@ -17,11 +16,6 @@ TOO_LARGE = ["prompt and picture need 65552", "model's context holds 1024", "mak
 @pytest.fixture(scope="module", autouse=True)
 def stocked(server):
     graphs.stock(server.base / "models")
-
-
-@pytest.fixture(scope="module")
-def pack():
-    return load_pack()
 
 
 @pytest.fixture(scope="module")

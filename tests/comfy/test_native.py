@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from graphs import PROMPT, assert_sentence, relative, scene, tiny
-from inprocess import NODES, draw, load_pack
+from inprocess import NODES, draw
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -18,11 +18,6 @@ from janusflow_core.model import JanusFlow
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"
 V_PROJ = "language_model.model.layers.5.self_attn.v_proj"
 HEAD = "language_model.lm_head"
-
-
-@pytest.fixture(scope="module")
-def pack():
-    return load_pack()
 
 
 @pytest.fixture(autouse=True)

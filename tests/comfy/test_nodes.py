@@ -5,7 +5,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from graphs import GOLDEN_FILE, GOLDEN_FOLDER, MICRO_FILE, PROMPT, TINY, Graph, golden, previews, relative, tiny
+from graphs import (
+    GOLDEN_FILE,
+    GOLDEN_FOLDER,
+    LEFT_RIGHT,
+    MICRO_FILE,
+    PROMPT,
+    STARS,
+    TINY,
+    Graph,
+    golden,
+    previews,
+    relative,
+    tiny,
+)
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,19 +28,11 @@ from janusflow_core.vae import LatentCodec
 
 SDXL = VAEConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
 OUR_NODES = ("JanusFlowLoader", "JanusFlowEncodePrompt", "JanusFlowSampler", "JanusFlowVAEDecode", "JanusFlowDescribe")
-LEFT_RIGHT = graphs.scene(("red", "circle", 26, 48), ("blue", "square", 70, 48))
-STARS = graphs.scene(("green", "star", 24, 30), ("green", "star", 70, 28), ("green", "star", 48, 70))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def stocked(server):
     graphs.stock(server.base / "models")
-
-
-@pytest.fixture(scope="module")
-def uploaded(server, tmp_path_factory):
-    """Names of the two scenes among the server's inputs."""
-    return graphs.upload(server, tmp_path_factory.mktemp("pictures"), LEFT_RIGHT, STARS)
 
 
 def drawn(pipe, prompt=PROMPT, **changed):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import relative
 from graphs import PROMPT, assert_sentence, tiny
-from inprocess import draw, load_pack
+from inprocess import draw
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -31,11 +31,6 @@ SETTINGS = {
     "drop": 0.1,
     "preview_every": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def pack():
-    return load_pack()
 
 
 @pytest.fixture(autouse=True)
