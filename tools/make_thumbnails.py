@@ -34,12 +34,14 @@ def main(names: list[str]) -> None:
 
 
 def run(server: Server, path: Path) -> tuple[Path, str]:
-    """Run one workflow; returns its first picture, and its words, or "" where it has none."""
+    """Run one workflow; returns its first picture, and the words it ends in, or "" where it has none."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    result = server.run(convert_workflow(workflow, server.object_info()), workflow)
+    api = convert_workflow(workflow, server.object_info())
+    result = server.run(api, workflow)
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
-    words = [text for output in result.outputs.values() for text in output.get("text", ())]
+    shown = {node: output["text"] for node, output in result.outputs.items() if "text" in output}
+    words = [text for node, texts in shown.items() if api[node]["class_type"] == "PreviewAny" for text in texts]
     return server.output_path(result.images[0]), words[0].splitlines()[0] if words else ""
 
 

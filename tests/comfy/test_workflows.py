@@ -26,6 +26,9 @@ WIDGETS = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 FINE_TUNE = "JanusFlow fine-tune"  # its picture shows two side by side, before and after
 USE = "JanusFlow use a LoRA"
 CAPTION = "JanusFlow caption pictures"  # of eight
+CAPTION_AND_TRAIN = "JanusFlow caption and train"  # ten captions; four pictures, each before and after
+PICTURES, WORDS = {CAPTION: 8, CAPTION_AND_TRAIN: 4}, {CAPTION: 8, CAPTION_AND_TRAIN: 10}  # of each node that shows
+BESIDE = (FINE_TUNE, CAPTION_AND_TRAIN)
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
 
@@ -104,7 +107,7 @@ def fits(value: object, spec: list) -> bool:
 
 def test_there_are_workflows_for_the_main_jobs():
     jobs = ("text to image", "describe image", "there and back", "native nodes", "fine-tune", "use a LoRA")
-    jobs += ("caption pictures",)
+    jobs += ("caption pictures", "caption and train")
     assert {f"JanusFlow {job}" for job in jobs} <= set(NAMES)  # a template's title and all that is searched
 
 
@@ -159,13 +162,12 @@ def test_every_node_fits_its_schema(name, catalog):
 def test_it_runs_and_saves_what_it_promises(name, run):
     done = run(name)
     shown = [*nodes_of(done.workflow, "SaveImage"), *nodes_of(done.workflow, "PreviewImage")]
-    each = 8 if name == CAPTION else 1
-    assert len(done.pictures) == each * len(shown)
-    assert len(done.words) == each * len(nodes_of(done.workflow, "PreviewAny"))
+    assert len(done.pictures) == PICTURES.get(name, 1) * len(shown)
+    assert len(done.words) == WORDS.get(name, 1) * len(nodes_of(done.workflow, "PreviewAny"))
     assert all(isinstance(text, str) and text.strip() for text in done.words) and (done.words or done.pictures)
     for path in done.pictures:
         with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.size == (192 if name == FINE_TUNE else 96, 96)
+            assert picture.format == "PNG" and picture.size == (192 if name in BESIDE else 96, 96)
             assert json.loads(picture.text["workflow"]) == done.workflow
             embedded = json.loads(picture.text["prompt"])
         # ComfyUI adds each node's fingerprint to the prompt.
@@ -207,6 +209,19 @@ def test_fine_tuning_teaches_a_name(run, server):
     assert any(key.endswith("lora_up.weight") for key in load_file(saved[-1]))
 
 
+def test_captioning_and_training_teach_a_word_for_a_thing(run):
+    """Before, `a red valentine` is nothing; after, it is a heart, and red though no picture to learn from was."""
+    done = run(CAPTION_AND_TRAIN)
+    assert all(" valentine" in words and "red" not in words for words in done.words), done.words
+    learnt = []
+    for path in done.pictures:
+        with Image.open(path) as picture:
+            before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
+        assert things_in(before) == []
+        learnt.append(judge(after, "a red heart"))
+    assert sum(learnt) >= 2, learnt
+
+
 def test_the_lora_draws_and_names_what_the_model_never_saw(run):
     done = run(USE)
     with Image.open(done.pictures[0]) as picture:
@@ -214,7 +229,7 @@ def test_the_lora_draws_and_names_what_the_model_never_saw(run):
     assert done.words == ["a red crescent"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (FINE_TUNE, USE)])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*BESIDE, USE)])
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]
