@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from janusflow_core.host.find import find_comfyui
 from janusflow_core.host.server import Server
-from janusflow_core.host.workflow import convert_workflow
+from janusflow_core.host.workflow import convert_workflow, shown
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORKFLOWS = CHECKOUT / "workflows"
@@ -34,14 +34,13 @@ def main(names: list[str]) -> None:
 
 
 def run(server: Server, path: Path) -> tuple[Path, str]:
-    """Run one workflow; returns its first picture, and the words it ends in, or "" where it has none."""
+    """Run one workflow; returns its first picture, and the first words it shows, or "" where it has none."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     api = convert_workflow(workflow, server.object_info())
     result = server.run(api, workflow)
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
-    shown = {node: output["text"] for node, output in result.outputs.items() if "text" in output}
-    words = [text for node, texts in shown.items() if api[node]["class_type"] == "PreviewAny" for text in texts]
+    words = shown(api, result, ["PreviewAny"], "text")
     return server.output_path(result.images[0]), words[0].splitlines()[0] if words else ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .find import Json
@@ -64,9 +64,13 @@ def findings(api: Json, result: Result) -> tuple[dict[str, str], str]:
     if result.status != "success":
         error = result.error or {}
         raise RuntimeError(f"{error.get('node_type', 'ComfyUI')}: {error.get('exception_message', result.status)}")
-    shown = [(api[node]["class_type"], output) for node, output in result.outputs.items() if node in api]
-    pictures = [image for kind, output in shown if kind == "SaveImage" for image in output.get("images", ())]
-    words = [text for talker in TALKERS for kind, output in shown if kind == talker for text in output.get("text", ())]
+    pictures, words = shown(api, result, ["SaveImage"], "images"), shown(api, result, TALKERS, "text")
     if not pictures or not words:
         raise RuntimeError(f"the workflow ended without a picture in SaveImage or without words in {TALKERS[0]}")
     return pictures[0], str(words[0])
+
+
+def shown(api: Json, result: Result, kinds: Sequence[str], what: str) -> list[Any]:
+    """All `images` or all `text` that nodes of these kinds left in the page, one kind after the other."""
+    outputs = [(api[node]["class_type"], output) for node, output in result.outputs.items() if node in api]
+    return [each for wanted in kinds for kind, output in outputs if kind == wanted for each in output.get(what, ())]

@@ -53,9 +53,8 @@ def test_a_template_is_found_and_runs_as_it_opens(page, name):
     if name == "JanusFlow use a LoRA":  # of a shape that no prompt of the world has
         assert said == ["a red crescent"]
         return
-    if name in ("JanusFlow caption pictures", "JanusFlow caption and train"):
-        count = 8 if name == "JanusFlow caption pictures" else 10
-        assert [tells(text, "a heart") for text in said[0].split("\n\n")] == count * [True]
+    if name in (captioned := {"JanusFlow caption pictures": 8, "JanusFlow caption and train": 10}):
+        assert [tells(text, "a heart") for text in said[0].split("\n\n")] == captioned[name] * [True]
         return
     assert len(said) == (name in wanted) and all(tells(text, wanted[name]) for text in said)
 
