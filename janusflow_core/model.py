@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .attention import Attention, KVCache, prefix_mask, sdpa
 from .config import JanusFlowConfig
 from .llama import LanguageModel
+from .operations import OPERATIONS
 from .uvit import FlowDecoder, FlowEncoder
 from .vit import VisionEncoder
 
@@ -73,7 +74,7 @@ class JanusFlow(nn.Module):
         *,
         flow: bool = True,
         text: bool = True,
-        operations: Any = nn,
+        operations: Any = OPERATIONS,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from ..config import LanguageConfig
 from ..llama import LanguageModel
+from ..operations import OPERATIONS
 
 Size = Literal["tiny", "middle", "full"]
 
@@ -50,7 +50,7 @@ def usual_prompt(size: Size) -> int:
 @torch.no_grad()
 def random_language_model(config: LanguageConfig, dtype: torch.dtype, device: torch.device) -> LanguageModel:
     """A whole language model with random weights, the same ones each time on one device."""
-    model = LanguageModel(config, text=True, layers=True, operations=nn, dtype=dtype, device=device)
+    model = LanguageModel(config, text=True, layers=True, operations=OPERATIONS, dtype=dtype, device=device)
     random = torch.Generator(device).manual_seed(0)
     for weight in model.requires_grad_(False).eval().parameters():
         if weight.dim() == 1:

@@ -22,7 +22,7 @@ FLOORS = [
     {"adapters", "autoencoder", "decoding", "layout", "sampling", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
-    {"attention", "captions", "config", "device", "drawing", "image", "partial", "png", "tokenizer"},
+    {"attention", "captions", "config", "device", "drawing", "image", "operations", "partial", "png", "tokenizer"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_CHAIN, LONGEST_FILE = 6, 330
