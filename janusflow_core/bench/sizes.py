@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,13 +82,20 @@ def synchronize(device: torch.device) -> None:
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int | None:
     """The most memory in use during `work`: a GPU's, else this process's where Linux tells, else None."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
-        reset.write_text("5")  # the high-water mark begins anew
-    work()
-    if device.type == "cuda":
+        work()
         return torch.cuda.max_memory_allocated(device)
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if sys.platform == "linux" else None
+    begun_anew = _forget_peak()
+    work()
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()) if begun_anew else None
     return int(found[1]) * 1024 if found else None
+
+
+def _forget_peak(switch: Path = Path("/proc/self/clear_refs")) -> bool:
+    """Whether this process's high-water mark begins anew: on Linux, where a container does not forbid it."""
+    try:
+        switch.write_text("5")
+    except OSError:
+        return False
+    return True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -14,7 +15,8 @@ from .loading import LoadOptions
 from .options import one_line, stream_words
 
 if TYPE_CHECKING:
-    from ..pipeline import JanusFlowPipeline, Picture
+    from ..image import ImageConfig, Picture
+    from ..pipeline import JanusFlowPipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +47,15 @@ class Describe(LoadOptions):
             pipe = JanusFlowPipeline.from_pretrained(self.model, **place)
         if not self.together and len(self.picture) > 1:
             return self._table(pipe)
-        self._answer(pipe, self.picture, on_token=stream_words())
+        pipe.describe(
+            self.picture, self.question, together=True, seed=self.seed, on_token=stream_words(), **self._how()
+        )
         print()
         return 0
+
+    def _how(self) -> dict[str, Any]:
+        names = ("max_new_tokens", "temperature", "top_p")
+        return {name: getattr(self, name) for name in names}
 
     def _check(self) -> None:
         if not self.picture:
@@ -66,30 +74,29 @@ class Describe(LoadOptions):
         """Print a line for each picture; what cannot be read is named on stderr and makes the status 1."""
         from tqdm import tqdm
 
-        from ..image import open_image
+        from ..config import printable
 
-        unread = 0
-        for path in tqdm(self.picture, unit="picture", leave=False, disable=None):
-            try:
-                picture = open_image(path)
-            except (OSError, ValueError) as error:
-                unread += 1
-                tqdm.write(f"janusflow: {one_line(str(error))}", file=sys.stderr)
-            else:
-                tqdm.write(f"{path}\t{one_line(self._answer(pipe, [picture]))}")
+        readable, at_once = self._readable(pipe.image_config), pipe.at_once(self.question, self.max_new_tokens)
+        answered = 0
+        with tqdm(total=len(self.picture), unit="picture", leave=False, disable=None) as bar:
+            while some := [*islice(readable, at_once)]:
+                pictures = [picture for _, picture in some]
+                answers = pipe.describe(pictures, self.question, seed=[self.seed] * len(some), **self._how())
+                for (path, _), answer in zip(some, answers, strict=True):
+                    tqdm.write(f"{printable(path)}\t{one_line(answer)}")
                 sys.stdout.flush()
-        return int(unread > 0)
+                answered += len(some)
+                bar.update(len(some))
+        return int(answered < len(self.picture))
 
-    def _answer(
-        self, pipe: JanusFlowPipeline, pictures: Sequence[Picture], on_token: Callable[[str], None] | None = None
-    ) -> str:
-        return pipe.describe(
-            pictures,
-            self.question,
-            together=True,
-            temperature=self.temperature,
-            max_new_tokens=self.max_new_tokens,
-            top_p=self.top_p,
-            seed=self.seed,
-            on_token=on_token,
-        )
+    def _readable(self, size: ImageConfig) -> Iterator[tuple[Path, Picture]]:
+        """The pictures that can be read, as small as the model sees them: photographs would fill the memory."""
+        from tqdm import tqdm
+
+        from ..image import open_image, resize_and_pad
+
+        for path in self.picture:
+            try:
+                yield path, resize_and_pad(open_image(path), size)
+            except (OSError, ValueError) as error:
+                tqdm.write(f"janusflow: {one_line(str(error))}", file=sys.stderr)

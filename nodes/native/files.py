@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
+from ...janusflow_core.image import SUFFIXES
 from ...janusflow_core.lora import BUNDLED as BUNDLED_LORAS
 from ...janusflow_core.partial import PARTIAL
 from ...janusflow_core.weights import PICKLE_SUFFIXES, SAFE_SUFFIXES
@@ -48,16 +49,21 @@ def checkpoint_path(name: str) -> Path:
 
 
 def data_folders() -> list[str]:
-    """Folders with pictures to work on: those below ComfyUI's input folder, then those below its output folder."""
+    """Folders below ComfyUI's input folder, then below its output folder; those that hold pictures come first."""
     inputs, outputs = (
         _subfolders(root()) for root in (folder_paths.get_input_directory, folder_paths.get_output_directory)
     )
-    return [*inputs, *(f"{name} [output]" for name in outputs)]
+    named = {**inputs, **{f"{name} [output]": holds for name, holds in outputs.items()}}
+    return sorted(named, key=lambda name: not named[name])
 
 
-def _subfolders(root: str) -> list[str]:
-    below = (os.path.relpath(folder, root).replace(os.sep, "/") for folder, *_ in os.walk(root))
-    return sorted(name for name in below if not name.startswith(".") and "/." not in name)
+def _subfolders(root: str) -> dict[str, bool]:
+    """Name of every folder below it -> whether a picture lies there or deeper, by name."""
+    below = {Path(os.path.relpath(folder, root)): files for folder, _, files in os.walk(root)}
+    holding = (folder for folder, files in below.items() if any(file.lower().endswith(SUFFIXES) for file in files))
+    full = {place for folder in holding for place in (folder, *folder.parents)}
+    shown = (folder for folder in below if folder.parts and not any(part.startswith(".") for part in folder.parts))
+    return {folder.as_posix(): folder in full for folder in sorted(shown)}
 
 
 def data_folder(name: str) -> Path:

@@ -66,6 +66,19 @@ def test_every_picture_gets_the_caption_that_describe_gives(server, folder):
     assert texts(folder) == {**expected, "1": "mine"}
 
 
+def test_folders_that_hold_pictures_are_offered_first(server, folder):
+    above, empty, hidden = (server.base / "input" / name for name in ("a_above/of", "a_empty", "a_above/.thumbs"))
+    for place in (above, empty, hidden):
+        place.mkdir(parents=True)
+    SCENES[0].save(above / "PICTURE.JPG")
+    required = server.object_info("JanusFlowCaptionFolder")["JanusFlowCaptionFolder"]["input"]["required"]
+    offered = required["folder"][1]["options"]
+    shutil.rmtree(above.parent)
+    shutil.rmtree(empty)
+    first = ["a_above", "a_above/of", folder.name, f"{folder.name}/deep"]
+    assert offered[:4] == first and "a_empty" in offered[4:] and not [name for name in offered if ".thumbs" in name]
+
+
 def test_a_table_of_a_folder_in_output(server, folder):
     inside = server.base / "output" / folder.name
     shutil.copytree(folder, inside)

@@ -7,7 +7,7 @@ import torch
 from golden import read_json
 
 from janusflow_core.bench.describe import agreement, bytes_per_step, measure, take_turns, transformers_llama, write
-from janusflow_core.bench.sizes import bandwidth, language_config, peak_bytes, random_language_model
+from janusflow_core.bench.sizes import _forget_peak, bandwidth, language_config, peak_bytes, random_language_model
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main
 from janusflow_core.config import JanusFlowConfig, LanguageConfig
@@ -66,6 +66,10 @@ def test_what_a_machine_reads_and_holds_is_measured():
     assert 1e8 < bandwidth(CPU) < 1e13
     held = peak_bytes(lambda: torch.ones(1 << 26).sum(), CPU)
     assert held is None or held > 4 << 26
+
+
+def test_a_machine_that_forbids_measuring_its_memory_is_put_up_with(tmp_path):
+    assert not _forget_peak(tmp_path)  # a folder: what is written to it is refused
 
 
 def test_tiny_is_the_bundled_model_and_full_the_official_one():

@@ -25,6 +25,7 @@ from janusflow_core.adapters import Adapter
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main, parse
 from janusflow_core.cli.loading import path_and_strength
+from janusflow_core.decoding import AT_MOST
 from janusflow_core.image import open_image
 from janusflow_core.lora import lora_path, save_lora
 from janusflow_core.pipeline import JanusFlowPipeline
@@ -191,6 +192,16 @@ def test_several_pictures_give_a_table(capsys, pipe):
     assert printed.splitlines() == [f"{path}\t{answer}" for path, answer in zip(paths, answers, strict=True)]
 
 
+def test_more_pictures_than_a_batch_holds_keep_their_order_and_their_luck(capsys, pipe):
+    paths = ([PICTURES / "wide.png", PICTURES / "rgba.png"] * AT_MOST)[: AT_MOST + 2]
+    free = {"temperature": 2.0, "seed": 3}
+    _, printed, _ = run(capsys, "describe", *paths, *SAY, "--temperature", "2", "--seed", "3")
+    answers = [" ".join(pipe.describe(open_image(path), max_new_tokens=6, **free).split()) for path in paths[:2]]
+    assert answers[0] != answers[1]
+    expected = (answers * AT_MOST)[: AT_MOST + 2]
+    assert printed.splitlines() == [f"{path}\t{answer}" for path, answer in zip(paths, expected, strict=True)]
+
+
 def test_pictures_together_are_one_question(capsys, pipe):
     paths = [PICTURES / "wide.png", PICTURES / "rgba.png"]
     _, printed, _ = run(capsys, "describe", *paths, *SAY, "--together")
@@ -325,7 +336,7 @@ class EveryStep(tqdm.tqdm):
 
 @pytest.mark.parametrize(("arguments", "shown"), [
     (["generate", "a heart", *DRAW], ["loading", "drawing", "2/2"]),
-    (["describe", str(PICTURES / "wide.png"), str(PICTURES / "gray.png"), *SAY], ["loading", "1/2"]),
+    (["describe", str(PICTURES / "wide.png"), str(PICTURES / "gray.png"), *SAY], ["loading", "2/2"]),
     (["convert", str(TINY), "single.safetensors"], ["converting", "100%"]),
     (["doctor", "--model", str(TINY)], ["looking around"]),
 ])  # fmt: skip
