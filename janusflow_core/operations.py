@@ -32,7 +32,8 @@ OPERATIONS = SimpleNamespace(**{**vars(nn), "Linear": Linear})
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN can compute this and is the faster: large, in float32 on a CPU, and no gradient is asked for."""
     return (
-        weight.numel() >= LARGE
+        type(weight) in (Tensor, nn.Parameter)  # not quantised, not still to be loaded
+        and weight.numel() >= LARGE
         and x.device.type == "cpu" == weight.device.type
         and x.dtype == torch.float32 == weight.dtype
         and not torch.is_grad_enabled()

@@ -10,7 +10,7 @@ import torch
 from ..janusflow_core.autoencoder import Autoencoder, load_vae_files
 from ..janusflow_core.checkpoint import Checkpoint, open_checkpoint
 from .native.clip import JanusFlowCLIP, text_patcher
-from .native.compat import VAE, folder_paths, io
+from .native.compat import VAE, folder_paths, io, model_management
 from .native.files import checkpoint_names, checkpoint_path
 from .native.model import flow_patcher
 
@@ -76,7 +76,9 @@ class JanusFlowLoader(io.ComfyNode):
         model = flow_patcher(opened, WEIGHT_DTYPES[weight_dtype])
         if not opened.has_text:  # ModelSave writes the flow half alone
             return io.NodeOutput(model, None, own_vae)
-        text = text_patcher(opened)
+        # A CPU would take longer to cast a weight for every token than to use it.
+        on_cpu = model_management.is_device_cpu(model_management.text_encoder_device())
+        text = text_patcher(opened, model.model.get_dtype_inference() if on_cpu else None)
         return io.NodeOutput(model, JanusFlowCLIP(text.model, text, model.clone()), own_vae)
 
 

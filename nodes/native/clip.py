@@ -24,6 +24,7 @@ from ...janusflow_core.model import JanusFlow
 from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
 from ...janusflow_core.weights import TOKENIZER_KEY, json_tensor, read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
+from .layers import quick
 from .model import BOS, ComfyAttention
 
 NAME = "janusflow"
@@ -84,7 +85,7 @@ class TextModel(JanusFlow):
     """The text half with the call signature of a ComfyUI text encoder."""
 
     def __init__(self, checkpoint: Checkpoint, tokenizer: TokenizerFacade, dtype: torch.dtype, device: Any) -> None:
-        super().__init__(checkpoint.config, flow=False, operations=ops.manual_cast, dtype=dtype, device=device)
+        super().__init__(checkpoint.config, flow=False, operations=quick(ops.manual_cast), dtype=dtype, device=device)
         self.tokenizer = tokenizer
         self.dtype, self.dtypes = dtype, {dtype}
         self.execution_device: Any = None

@@ -33,6 +33,7 @@ from .compat import (
     optimized_attention,
     pad_to_patch_size,
 )
+from .layers import quick
 
 BOS = "janusflow_bos"
 TIME_POSITION = "janusflow_time_position"
@@ -113,7 +114,7 @@ class FlowModel(JanusFlow):
     def __init__(
         self, config: Any, dtype: torch.dtype | None = None, device: Any = None, operations: Any = None, **unused: Any
     ) -> None:
-        super().__init__(config, text=False, operations=operations, dtype=dtype, device=device)
+        super().__init__(config, text=False, operations=quick(operations), dtype=dtype, device=device)
         self.dtype = dtype
 
     def forward(
