@@ -51,7 +51,8 @@ def measure(
 
     `peer` is transformers' generate as it comes, `static_peer` the same with its static cache; `ratio` is ours over
     the peer, `same` the share of greedy tokens on which both agree before they first differ, `of_bound` the share of
-    the memory's bandwidth that reading all weights, keys and values once per token takes.
+    the memory's bandwidth that reading all weights, keys and values once per token takes. Raises ValueError on a
+    machine that is too busy.
     """
     ours = random_language_model(config, dtype, device)
     theirs, speed = transformers_llama(ours, config), bandwidth(device)
@@ -64,7 +65,7 @@ def measure(
         mine, his = ways[0](new_tokens), ways[1](new_tokens)
         ways[2](new_tokens)  # its first call compiles on a GPU
         first, whole = take_turns(ways, new_tokens, rounds, device)
-        step = [(after - before) / (new_tokens - 1) for before, after in zip(first, whole, strict=True)]
+        step = seconds_a_token(first, whole, new_tokens)
         read = bytes_per_step(ours, config, batch, prompt_tokens + new_tokens // 2)
         yield Row(
             batch=batch,
@@ -91,6 +92,13 @@ def take_turns(
             first.append(seconds(partial(way, 1), device))
             whole.append(seconds(partial(way, new_tokens), device))
     return [median(first) for first, _ in taken], [median(whole) for _, whole in taken]
+
+
+def seconds_a_token(first: Sequence[float], whole: Sequence[float], new_tokens: int) -> list[float]:
+    """What each way took for a token after the first; raises ValueError where other work made that meaningless."""
+    if any(after <= before for before, after in zip(first, whole, strict=True)):
+        raise ValueError("this machine is too busy to measure: try again when it is idle, with more --rounds")
+    return [(after - before) / (new_tokens - 1) for before, after in zip(first, whole, strict=True)]
 
 
 def write(model: LanguageModel, prompt: Tensor, new_tokens: int) -> list[list[int]]:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from golden import read_json
 
-from janusflow_core.bench.describe import agreement, bytes_per_step, measure, take_turns, transformers_llama, write
+from janusflow_core.bench.describe import (
+    agreement,
+    bytes_per_step,
+    measure,
+    seconds_a_token,
+    take_turns,
+    transformers_llama,
+    write,
+)
 from janusflow_core.bench.sizes import _forget_peak, bandwidth, language_config, peak_bytes, random_language_model
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main
@@ -24,7 +32,7 @@ SMALL = LanguageConfig(
 
 
 def test_both_ways_write_the_same_text_from_the_same_weights():
-    (row,) = measure(SMALL, [3], prompt_tokens=5, new_tokens=6, rounds=1, device=CPU, dtype=torch.float32)
+    (row,) = measure(SMALL, [3], prompt_tokens=5, new_tokens=24, rounds=3, device=CPU, dtype=torch.float32)
     assert row.same == 1.0
     assert row.ratio == pytest.approx(row.ours_tok_s / row.peer_tok_s)
     assert (row.batch, row.prompt_tokens, row.dtype) == (3, 5, "float32")
@@ -62,6 +70,12 @@ def test_ways_take_turns_and_medians_are_taken():
     assert len(first) == len(whole) == 2
 
 
+def test_a_token_takes_what_all_took_less_the_first_one():
+    assert seconds_a_token([1.0, 2.0], [5.0, 4.0], 5) == [1.0, 0.5]
+    with pytest.raises(ValueError, match="too busy to measure"):
+        seconds_a_token([1.0, 2.0], [5.0, 2.0], 5)
+
+
 def test_what_a_machine_reads_and_holds_is_measured():
     assert 1e8 < bandwidth(CPU) < 1e13
     held = peak_bytes(lambda: torch.ones(1 << 26).sum(), CPU)
@@ -87,7 +101,7 @@ def test_random_weights_write_texts_that_differ_with_the_prompt():
 
 
 def test_the_command_prints_json_or_a_table(capsys):
-    small = ["bench", "describe", "--device", "cpu", "--rounds", "1", "--new-tokens", "3", "--prompt-tokens", "4"]
+    small = ["bench", "describe", "--device", "cpu", "--rounds", "3", "--new-tokens", "24", "--prompt-tokens", "4"]
     assert main([*small, "--batch", "1", "2", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["size"], line["batch"], line["same"]) for line in lines] == [("tiny", 1, 1.0), ("tiny", 2, 1.0)]
