@@ -134,6 +134,14 @@ def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         raise ValueError(f"the picture {printable(source)} cannot be read ({error}): save it again") from error
 
 
+def open_as_seen(source: str | PathLike[str], config: ImageConfig) -> Image.Image:
+    """A picture file as small as the model sees it, for batches: photographs as they are would fill the memory.
+
+    Raises what `open_image` raises.
+    """
+    return resize_and_pad(open_image(source), config)
+
+
 def pictures_below(folder: Path) -> list[Path]:
     """Files in a folder and below it that are called like pictures, by name; nothing that is hidden."""
 

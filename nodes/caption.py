@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..janusflow_core.bulk import CaptionRun, caption_pictures
 from ..janusflow_core.captions import CaptionOptions, Report
 from ..janusflow_core.decoding import AT_MOST
-from ..janusflow_core.image import open_image, pixels, resize_and_pad
+from ..janusflow_core.image import open_as_seen, pixels
 from .native.asking import answer_inputs, asked, question_inputs, sampling_options
 from .native.clip import JanusFlowCLIP, check_clip
 from .native.compat import check_cancelled, io, show_on_node, ui, utils
@@ -100,11 +99,8 @@ class JanusFlowCaptionFolder(io.ComfyNode):
 def _caption(
     clip: JanusFlowCLIP, run: CaptionRun, question: str, max_new_tokens: int, mode: dict[str, Any], hidden: Any
 ) -> None:
-    size, options = clip.tokenizer.image, sampling_options(mode)
+    options, open_picture = sampling_options(mode), partial(open_as_seen, config=clip.tokenizer.image)
     started, shown, bar = time.monotonic(), 0.0, utils.ProgressBar(len(run.names))
-
-    def open_picture(path: Path) -> Image.Image:
-        return resize_and_pad(open_image(path), size)
 
     def describe(pictures: Sequence[Any], seeds: Sequence[int]) -> list[str]:
         images = [pixels(picture).movedim(0, -1)[None] for picture in pictures]

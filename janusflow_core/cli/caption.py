@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,13 +93,9 @@ class Caption(LoadOptions):
         from tqdm import tqdm
 
         from ..bulk import caption_pictures
-        from ..image import open_image, resize_and_pad
+        from ..image import open_as_seen
 
         pipe = self._load(share)
-
-        def open_picture(path: Path) -> Picture:
-            # As small as the model sees it: a folder of photographs would not fit in memory.
-            return resize_and_pad(open_image(path), pipe.image_config)
 
         def describe(pictures: Sequence[Picture], seeds: Sequence[int]) -> Sequence[str]:
             return pipe.describe(
@@ -118,7 +115,7 @@ class Caption(LoadOptions):
                 bar.set_postfix_str(caption[:60], refresh=False)
                 bar.update(done - bar.n)
 
-            caption_pictures(run, open_picture, describe, at_once, self.seed, show)
+            caption_pictures(run, partial(open_as_seen, config=pipe.image_config), describe, at_once, self.seed, show)
 
     def _load(self, share: Share) -> JanusFlowPipeline:
         from ..device import best_device

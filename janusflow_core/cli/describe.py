@@ -90,13 +90,13 @@ class Describe(LoadOptions):
         return int(answered < len(self.picture))
 
     def _readable(self, size: ImageConfig) -> Iterator[tuple[Path, Picture]]:
-        """The pictures that can be read, as small as the model sees them: photographs would fill the memory."""
+        """The pictures that can be read; the others are named on stderr."""
         from tqdm import tqdm
 
-        from ..image import open_image, resize_and_pad
+        from ..image import open_as_seen
 
         for path in self.picture:
             try:
-                yield path, resize_and_pad(open_image(path), size)
+                yield path, open_as_seen(path, size)
             except (OSError, ValueError) as error:
                 tqdm.write(f"janusflow: {one_line(str(error))}", file=sys.stderr)

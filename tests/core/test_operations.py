@@ -13,6 +13,10 @@ ROWS, WIDE = 512, LARGE // 512  # the smallest weight that counts as large
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
 
+class Packed(torch.Tensor):
+    """A weight that is more than its numbers, as quantised ones are."""
+
+
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
 
@@ -60,12 +64,20 @@ def test_onednn_takes_only_what_it_can_do_faster() -> None:
     assert onednn_serves(x, weight) == onednn_is_faster(False, torch.get_num_threads())
     assert onednn_serves(x[:1], weight) == onednn_is_faster(True, torch.get_num_threads())
     assert not onednn_serves(x, weight[:-1])
+    assert not onednn_serves(x, weight.as_subclass(Packed))
     assert not onednn_serves(x.bfloat16(), weight.bfloat16())
     assert not onednn_serves(x.to("meta"), weight.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not onednn_serves(x, weight)
     with torch.enable_grad():
         assert not onednn_serves(x, weight)
+
+
+@torch.no_grad()
+def test_it_is_compiled_as_one_with_what_surrounds_it() -> None:
+    layer, x = Linear(WIDE, ROWS), random(3, WIDE)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=0)
 
 
 def test_measuring_takes_no_noise_from_anyone() -> None:

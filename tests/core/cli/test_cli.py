@@ -195,9 +195,9 @@ def test_several_pictures_give_a_table(capsys, pipe):
 def test_more_pictures_than_a_batch_holds_keep_their_order_and_their_luck(capsys, pipe):
     paths = ([PICTURES / "wide.png", PICTURES / "rgba.png"] * AT_MOST)[: AT_MOST + 2]
     free = {"temperature": 2.0, "seed": 3}
-    _, printed, _ = run(capsys, "describe", *paths, *SAY, "--temperature", "2", "--seed", "3")
+    status, printed, _ = run(capsys, "describe", *paths, *SAY, "--temperature", "2", "--seed", "3")
     answers = [" ".join(pipe.describe(open_image(path), max_new_tokens=6, **free).split()) for path in paths[:2]]
-    assert answers[0] != answers[1]
+    assert status == 0 and answers[0] != answers[1]
     expected = (answers * AT_MOST)[: AT_MOST + 2]
     assert printed.splitlines() == [f"{path}\t{answer}" for path, answer in zip(paths, expected, strict=True)]
 
