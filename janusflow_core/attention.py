@@ -56,6 +56,17 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
+    def spread(self, rows: Sequence[int], capacity: int) -> KVCache:
+        """A cache of this capacity with the kept tokens of these rows, each as often as it is named."""
+        wider = KVCache(capacity)
+        wider.length = self.length
+        for layer in self.buffers:
+            pair = [part.new_empty(len(rows), part.shape[1], capacity, part.shape[3]) for part in layer]
+            for new, part in zip(pair, layer, strict=True):
+                new[:, :, : self.length] = part[list(rows), :, : self.length]
+            wider.buffers.append((pair[0], pair[1]))
+        return wider
+
     def clear_rest(self) -> None:
         """Zeros behind the kept tokens, where the memory still holds whatever was there."""
         for part in (part for layer in self.buffers for part in layer):

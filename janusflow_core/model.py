@@ -17,6 +17,7 @@ from .attention import Attention, KVCache, prefix_mask, sdpa
 from .config import JanusFlowConfig
 from .llama import LanguageModel
 from .operations import OPERATIONS
+from .sampling import Velocity, guide
 from .uvit import FlowDecoder, FlowEncoder
 from .vit import VisionEncoder
 
@@ -40,6 +41,16 @@ class Prefix:
         padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
         padded = nn.functional.pad(padded, (0, 0, 0, max(length - padded.shape[1], 0)))
         return cls(padded, [len(row) for row in rows], list(starts))
+
+    def sources(self) -> list[int]:
+        """For each row the one that begins with all of it, itself if there is no other: attention is causal, so that
+        both have the same keys and values there."""
+        rows = sorted(range(len(self.lengths)), key=lambda row: -self.lengths[row])
+        found: dict[int, int] = {}
+        for row in rows:
+            own, others = self.embeddings[row, : self.lengths[row]], dict.fromkeys(found.values())
+            found[row] = next((r for r in others if torch.equal(self.embeddings[r, : len(own)], own)), row)
+        return [found[row] for row in range(len(rows))]
 
     def layout(self, new: int) -> tuple[Tensor, Tensor]:
         """Positions (B, T) and mask of `new` [time, picture] tokens, which see their prompt and what came before them.
@@ -131,20 +142,27 @@ class JanusFlow(nn.Module):
         """Next-token logits (..., V) of hidden states (..., D)."""
         return self.language_model.lm_head(hidden)
 
-    def prefill(self, prefix: Prefix, new_tokens: int, attention: Attention = sdpa) -> Prefix:
-        """The same prompts with their keys and values computed, and room for `new_tokens` behind them."""
-        length = prefix.embeddings.shape[1]
-        cache = KVCache(length + new_tokens)
+    def prefill(self, prefix: Prefix, new_tokens: int, attention: Attention = sdpa, share: bool = True) -> Prefix:
+        """The same prompts with their keys and values computed, and room for `new_tokens` behind them.
+
+        What begins another prompt is not computed again, if they may `share`.
+        """
+        rows, length = range(len(prefix.lengths)), prefix.embeddings.shape[1]
+        sources = prefix.sources() if share else list(rows)
+        own = sorted(set(sources))
         positions = torch.arange(length, device=prefix.embeddings.device)[None]
         mask = prefix_mask([length], length, length, 0, prefix.embeddings.device)
-        self.language_model.model(prefix.embeddings, positions, mask, cache, attention)
+        cache = KVCache(length)
+        self.language_model.model(prefix.embeddings[own], positions, mask, cache, attention)
         cache.keep(length)
+        cache = cache.spread([own.index(source) for source in sources], length + new_tokens)
         return Prefix(prefix.embeddings, prefix.lengths, prefix.starts, cache)
 
     def velocity(self, z: Tensor, t: Tensor, prefix: Prefix, attention: Attention = sdpa) -> Tensor:
-        """Velocity x - z0 (B, 4, h, w) of latents `z` (B, 4, h, w) at times `t` (B,) in [0, 1], in float32.
+        """Velocity x - z0 (B, 4, h, w) of latents `z` (B, 4, h, w) at times `t` (B or 1,) in [0, 1], in float32.
 
-        `z` and `t` stay in float32 up to the first layer, whatever the weights (paper, section 3.2, eq. 4).
+        Twice as many prompts as latents give twice as many velocities: guidance's two branches. `z` and `t` stay in
+        float32 up to the first layer, whatever the weights (paper, section 3.2, eq. 4).
         """
         positions, mask = prefix.layout(flow_tokens(*z.shape[2:]))
         return self.flow(z, t, prefix.embeddings, positions, mask, prefix.cache, attention)
@@ -161,17 +179,52 @@ class JanusFlow(nn.Module):
     ) -> Tensor:
         """The same of tensors alone, as torch.compile wants it; `positions` and `mask` as `Prefix.layout` gives them.
 
-        `prompt` (B, L, D) is read again unless the `cache` holds its keys and values.
+        `prompt` (B, L, D) is read again unless the `cache` holds its keys and values. Of more prompts than latents
+        all first ones go with the latents, then all second ones; one time serves for all.
         """
         features, t_emb = self.vision_gen_enc_model(z.to(prompt.dtype), 1000.0 * t.float())  # (B, C, h/2, w/2), (B, D)
         picture = self.vision_gen_enc_aligner(features.flatten(2).transpose(1, 2))  # (B, N, D)
-        tokens = torch.cat((t_emb[:, None], picture), dim=1)
+        tokens = torch.cat((t_emb[:, None].expand(len(z), -1, -1), picture), dim=1)
+        if (branches := len(prompt) // len(z)) > 1:
+            tokens, features = tokens.repeat(branches, 1, 1), features.repeat(branches, 1, 1, 1)
+            t_emb = t_emb if len(t_emb) == 1 else t_emb.repeat(branches, 1)
         if cache is None:
             tokens = torch.cat((prompt, tokens), dim=1)
         hidden = self.language_model.model(tokens, positions, mask, cache, attention)[:, -picture.shape[1] :]
         hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden))
         grid = hidden.transpose(1, 2).unflatten(2, features.shape[2:])  # (B, C, h/2, w/2)
         return self.vision_gen_dec_model(grid, features, t_emb).float()
+
+    def guided(
+        self,
+        prompts: Sequence[Tensor],
+        negatives: Sequence[Tensor] | None,
+        weight: float,
+        size: tuple[int, int],
+        attention: Attention = sdpa,
+    ) -> Velocity:
+        """The velocity of a sampling run, for latents (B, 4, h, w) of this `size` (h, w), guided with `weight` (paper,
+        eq. 5); 1 is unguided.
+
+        `prompts` are the embeddings (L_i, D) of each picture's own; `negatives` of what each is steered away from, at
+        their own lengths. Without them the unconditional rows see BOS alone, at the distance of the row they guide.
+        All are read once, here. Raises ValueError for a prompt that does not fit the model beside its picture.
+        """
+        rows, starts, count = list(prompts), [len(prompt) for prompt in prompts], len(prompts)
+        if weight != 1.0:
+            rows += negatives or [prompt[:1] for prompt in prompts]
+            starts += [len(row) for row in negatives or prompts]
+        tokens = flow_tokens(*size)
+        self.config.language.check_drawing(max(starts), tokens)
+        prefix = self.prefill(Prefix.join(rows, starts), tokens, attention)
+        positions, mask = prefix.layout(tokens)
+
+        def velocity(z: Tensor, t: float) -> Tensor:
+            time = torch.full((1,), t, device=z.device)
+            v = self.flow(z, time, prefix.embeddings, positions, mask, prefix.cache, attention)
+            return v if len(rows) == count else guide(v[:count], v[count:], weight)
+
+        return velocity
 
     # --- from nothing -------------------------------------------------------------------------------------------
 

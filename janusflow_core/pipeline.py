@@ -19,7 +19,7 @@ from .decoding import SamplingOptions
 from .device import best_device, best_dtype, free_memory
 from .drawing import DrawingConfig
 from .lora import LoraStack
-from .model import JanusFlow, Prefix, flow_tokens
+from .model import JanusFlow
 from .tokenizer import JanusTokenizer, Message
 from .vae import LatentCodec
 
@@ -155,25 +155,13 @@ class JanusFlowPipeline:
 
         Without a negative prompt the unconditional rows see BOS alone, at the distance of the row they guide.
         """
-        rows = [self.tokenizer.generation_ids(prompt) for prompt in prompts]
-        count, starts = len(rows), [len(row) for row in rows]
-        if guidance != 1.0 and negative_prompt:
-            rows += [self.tokenizer.generation_ids(negative_prompt)] * count
-            starts += [len(row) for row in rows[count:]]
-        elif guidance != 1.0:
-            rows += [row[:1] for row in rows]
-            starts += starts
-        tokens = flow_tokens(*shape[-2:])
-        self.model.config.language.check_drawing(max(starts), tokens)
-        embeddings = [self.model.encode_prompt(torch.tensor(row, device=self.device)) for row in rows]
-        prefix = self.model.prefill(Prefix.join(embeddings, starts), tokens)
+        embedded = {text: self._embedded(text) for text in {*prompts, negative_prompt or prompts[0]}}
+        negatives = [embedded[negative_prompt]] * len(prompts) if negative_prompt else None
+        rows = [embedded[prompt] for prompt in prompts]
+        return self.model.guided(rows, negatives, guidance, (shape[-2], shape[-1]))
 
-        def velocity(z: Tensor, t: float) -> Tensor:
-            time = torch.full((len(rows),), t, device=z.device)
-            v = self.model.velocity(z.repeat(len(rows) // count, 1, 1, 1), time, prefix)
-            return v if len(rows) == count else sampling.guide(v[:count], v[count:], guidance)
-
-        return velocity
+    def _embedded(self, prompt: str) -> Tensor:
+        return self.model.encode_prompt(torch.tensor(self.tokenizer.generation_ids(prompt), device=self.device))
 
     def _noise(self, rows: int, width: int | None, height: int | None, seed: int, noise: Tensor | None) -> Tensor:
         if rows == 0:

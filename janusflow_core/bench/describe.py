@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import decoding
 from ..config import LanguageConfig
 from ..llama import LanguageModel
+from .peers import transformers_llama
 from .sizes import bandwidth, peak_bytes, random_language_model, seconds
 
 NEVER = -1  # no token ends an answer: all write as many
@@ -129,20 +130,6 @@ def theirs_write(model: Any, prompt: Tensor, cache: str | None, new_tokens: int)
         cache_implementation=cache,
     )
     return ids.tolist()
-
-
-def transformers_llama(model: LanguageModel, config: LanguageConfig) -> Any:
-    """transformers' Llama that shares our weights; raises ImportError that says how to get it."""
-    try:
-        from transformers import LlamaConfig, LlamaForCausalLM
-    except ImportError as error:
-        raise ImportError('the benchmark compares with transformers: pip install "transformers>=4.50.3"') from error
-    own = {**config.model_dump(), "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
-    with torch.device("meta"):
-        peer = LlamaForCausalLM(LlamaConfig(**own))
-    peer.model.rotary_emb = type(peer.model.rotary_emb)(peer.config).to(model.lm_head.weight.device)
-    peer.load_state_dict(model.state_dict(), assign=True)
-    return peer.eval().requires_grad_(False)
 
 
 def bytes_per_step(model: LanguageModel, config: LanguageConfig, batch: int, seen: int) -> int:

@@ -1,7 +1,8 @@
-"""What is measured: language models with random weights of three sizes, and what bounds them on this machine."""
+"""What is measured: models with random weights of three sizes, and what bounds them on this machine."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import LanguageConfig
+from ..config import FlowConfig, JanusFlowConfig, LanguageConfig, VisionConfig
 from ..llama import LanguageModel
+from ..model import JanusFlow
 from ..operations import OPERATIONS
 
 Size = Literal["tiny", "middle", "full"]
@@ -35,6 +38,9 @@ SHAPES: dict[str, tuple[dict[str, int], int]] = {
     ),
 }  # fmt: skip
 
+# (channels of the generation encoder, sides of the latent)
+DRAWN: dict[str, tuple[int, int]] = {"tiny": (96, 12), "middle": (256, 24), "full": (768, 48)}
+
 
 def language_config(size: Size) -> LanguageConfig:
     """The shapes of a language model of this size."""
@@ -44,6 +50,21 @@ def language_config(size: Size) -> LanguageConfig:
 def usual_prompt(size: Size) -> int:
     """Tokens of a picture and a question about it at this size."""
     return SHAPES[size][1]
+
+
+def latent_side(size: Size) -> int:
+    """The sides of the latents that a model of this size is made for."""
+    return DRAWN[size][1]
+
+
+@torch.no_grad()
+def random_flow(size: Size, dtype: torch.dtype, device: torch.device) -> JanusFlow:
+    """All that draws in a model of this size, with random weights, the same ones each time on one device."""
+    unused = VisionConfig(image_size=8 * latent_side(size), patch_size=16, width=16, layers=1, heads=1)
+    config = JanusFlowConfig(language=language_config(size), vision=unused, flow=FlowConfig(channels=DRAWN[size][0]))
+    model = JanusFlow(config, text=False, dtype=dtype, device=device).requires_grad_(False).eval()
+    model.init_weights(torch.Generator(device).manual_seed(0))
+    return model
 
 
 @torch.no_grad()
@@ -64,6 +85,25 @@ def bandwidth(device: torch.device) -> float:
     block = torch.ones(1 << 27, dtype=torch.float32, device=device)  # 512 MB
     block.sum()
     return max(block.nbytes / seconds(block.sum, device) for _ in range(5))
+
+
+def products(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of large matrix products: as fast as this device computes."""
+    side = 2048 if device.type == "cpu" else 8192
+    a = torch.ones(side, side, dtype=dtype, device=device)
+    torch.mm(a, a)
+    return max(2 * side**3 / seconds(lambda: torch.mm(a, a), device) for _ in range(5))
+
+
+def arithmetic(work: Callable[[], Any]) -> int:
+    """Floating point operations of the matrix products in `work`, those with what a mask hides included."""
+    own = {  # which torch does not count by itself
+        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0],
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2],
+    }
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:

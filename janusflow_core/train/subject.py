@@ -98,14 +98,8 @@ class Subject:
     def draw(self, prompts: Sequence[str], drawing: DrawingConfig, seed: int = 0) -> list[Image.Image]:
         """Pictures of some prompts at the trained size, as inference draws them: how far the training has come."""
         side, count = self.image.image_size // 8, len(prompts)
-        ids = [self.tokenizer.generation_ids(prompt) for prompt in prompts]
-        rows = [self.prompt(row) for row in (*ids, *(row[:1] for row in ids))]
-        velocity = self._velocity(Prefix.join(rows, 2 * [len(row) for row in ids]), side)
-
-        def guided(z: Tensor, t: float) -> Tensor:
-            v = velocity(z.repeat(2, 1, 1, 1), t)
-            return sampling.guide(v[:count], v[count:], drawing.guidance)
-
+        rows = [self.prompt(self.tokenizer.generation_ids(prompt)) for prompt in prompts]
+        guided = self.flow.guided(rows, None, drawing.guidance, (side, side), self.attention)
         shape = (self.flow.config.flow.latent_channels, side, side)
         noise = sampling.draw_noise(shape, [seed + row for row in range(count)]).to(self.device)
         return self.pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps)))

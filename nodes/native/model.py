@@ -79,7 +79,8 @@ class PrefixCache:
 
     def prefill(self, key: Any, model: JanusFlow, prefix: Prefix, tokens: int, attention: ComfyAttention) -> Prefix:
         if key not in self._prefixes:
-            self._prefixes[key] = model.prefill(prefix, tokens, attention)
+            replaced = "optimized_attention_override" in attention.options  # by what may tell rows by their places
+            self._prefixes[key] = model.prefill(prefix, tokens, attention, share=not replaced)
         return self._prefixes[key]
 
 

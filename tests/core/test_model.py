@@ -215,6 +215,27 @@ def test_prefix_cache_and_padding_change_nothing(lengths: list[int], gap: int):
         assert_close(micro_velocity(Prefix.join([row], [start]), model, 1)[0], v, MODULE)
 
 
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(1, 5)), min_size=1, max_size=5))
+def test_prompts_that_begin_another_are_not_computed_again(parts: list[tuple[int, int]]):
+    model = micro().model
+    rows = [recipe(f"text {text}", (5, 32), 0)[:length] for text, length in parts]
+    prefix = Prefix.join(rows, [6] * len(rows))
+    for (text, length), source in zip(parts, prefix.sources(), strict=True):
+        assert parts[source][0] == text and parts[source][1] >= length
+    assert len(set(prefix.sources())) == len({text for text, _ in parts})
+    alone = micro_velocity(model.prefill(prefix, 7, share=False), model, len(rows))
+    assert_close(micro_velocity(model.prefill(prefix, 7), model, len(rows)), alone, MODULE)
+
+
+@pytest.mark.parametrize("times", [[0.3], [0.3, 0.8]])
+def test_two_branches_of_one_latent_equal_the_latent_twice(times: list[float]):
+    model, z = micro().model, recipe("z", (2, 4, 4, 6), 0)
+    rows = [recipe(f"row {k}", (length, 32), 0) for k, length in enumerate((3, 5, 1, 2))]
+    prefix = model.prefill(Prefix.join(rows, [3, 5, 3, 5]), 7)
+    twice = model.velocity(z.repeat(2, 1, 1, 1), torch.tensor((times * 2)[:2] * 2), prefix)
+    assert_close(model.velocity(z, torch.tensor(times), prefix), twice, MODULE)
+
+
 def test_what_stands_in_the_padding_does_not_matter():
     model = micro().model
     prefix = Prefix.join([recipe("long", (6, 32), 0), recipe("short", (2, 32), 0)], [6, 6])

@@ -14,6 +14,7 @@ from golden import (
     CONVERSATIONS,
     GOLDEN,
     MANIFEST,
+    MODULE,
     TRAJECTORY,
     VELOCITY,
     assert_close,
@@ -400,11 +401,15 @@ def test_an_answer_can_be_cancelled():
 def test_from_pretrained_is_the_same_model(tmp_path):
     folder = write_folder(tmp_path / "micro", micro(), codec=True)
     pipe = JanusFlowPipeline.from_pretrained(folder, device="cpu", dtype=torch.float32)
-    assert torch.equal(pipe.generate("a cat", **SMALL), micro().generate("a cat", **SMALL))
+    kept = micro().model.state_dict()
+    assert all(torch.equal(weight, kept.pop(name)) for name, weight in pipe.model.state_dict().items()) and not kept
+    # Not bit for bit: where weights lie in memory chooses the kernel of a product.
+    assert_close(pipe.generate("a cat", **SMALL), micro().generate("a cat", **SMALL), MODULE)
     assert pipe.describe(picture("wide"), max_new_tokens=5) == micro().describe(picture("wide"), max_new_tokens=5)
-    assert torch.equal(
+    assert_close(
         pipe.generate("a cat", **{**SMALL, "output": "pixels"}),
         micro_with_codec().generate("a cat", **{**SMALL, "output": "pixels"}),
+        MODULE,
     )
 
 

@@ -12,9 +12,9 @@ from janusflow_core.bench.describe import (
     measure,
     seconds_a_token,
     take_turns,
-    transformers_llama,
     write,
 )
+from janusflow_core.bench.peers import transformers_llama
 from janusflow_core.bench.sizes import _forget_peak, bandwidth, language_config, peak_bytes, random_language_model
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.cli import main

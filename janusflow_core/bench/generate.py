@@ -1,0 +1,131 @@
+"""Seconds a step of drawing: ours beside the authors' way on the same random weights, in one process, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import sampling
+from ..model import JanusFlow
+from .peers import AuthorsWay
+from .sizes import arithmetic, peak_bytes, products, seconds
+
+BRIEF = 0.2  # seconds; what takes less is measured over several steps
+TIME = 0.3  # of the flow, at which steps are measured; all take the same
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt length, batch size and guidance; seconds are those of a step of all pictures together."""
+
+    prompt_tokens: int
+    batch: int
+    guidance: float
+    dtype: str
+    ours_s: float
+    peer_s: float
+    ratio: float
+    same_layers_s: float
+    prompt_s: float
+    difference: float
+    of_peak: float
+    peak_bytes: int | None
+
+
+@torch.no_grad()
+def measure(
+    model: JanusFlow,
+    side: int,
+    prompts: Sequence[int],
+    batches: Sequence[int],
+    guidances: Sequence[float],
+    *,
+    steps: int,
+    rounds: int,
+) -> Iterator[Row]:
+    """A row for each length of prompt, batch and guidance, each number the median of some rounds.
+
+    `ours_s` counts a step and its share of the prompt's pass, `prompt_s`, which comes once in `steps`. `peer_s` is the
+    authors' way, `same_layers_s` the same in our layers: what the method alone gives. `difference` is the relative
+    distance of the two velocities, `of_peak` the share of this device's matrix products that our step's arithmetic is.
+    """
+    device, dtype = model.vision_gen_dec_aligner.weight.device, model.vision_gen_dec_aligner.weight.dtype
+    peers, peak = [AuthorsWay(model), AuthorsWay(model, ours=True)], products(device, dtype)
+    for length in prompts:
+        for batch in batches:
+            drawing = Drawing.random(model, length, batch, side)
+            theirs = [partial(drawing.as_authors, peer) for peer in peers]
+            weights = {weight: drawing.begin(weight) for weight in guidances}
+            begin = [partial(drawing.begin, weight) for weight in guidances]
+            ours = [partial(drawing.step, velocity) for velocity in weights.values()]
+            taken = take_turns([*theirs, *begin, *ours], rounds, device)
+            for number, (weight, velocity) in enumerate(weights.items()):
+                first, step = taken[2 + number], taken[2 + len(weights) + number]
+                yield Row(
+                    prompt_tokens=length,
+                    batch=batch,
+                    guidance=weight,
+                    dtype=str(dtype).removeprefix("torch."),
+                    ours_s=step + first / steps,
+                    peer_s=taken[0],
+                    ratio=taken[0] / (step + first / steps),
+                    same_layers_s=taken[1],
+                    prompt_s=first,
+                    difference=drawing.difference(peers[0], velocity, weight),
+                    of_peak=arithmetic(partial(drawing.step, velocity)) / step / peak,
+                    peak_bytes=peak_bytes(partial(drawing.both, weight), device),
+                )
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Some pictures of one prompt each: what both ways are given."""
+
+    model: JanusFlow
+    rows: Tensor  # (B, L, D)
+    z: Tensor  # (B, 4, h, w)
+
+    @classmethod
+    def random(cls, model: JanusFlow, length: int, batch: int, side: int) -> Drawing:
+        """A prompt of this length for each picture, which all begin alike, with BOS."""
+        random, weight = torch.Generator().manual_seed(length), model.vision_gen_dec_aligner.weight
+        rows = torch.randn(batch, length, model.config.language.hidden_size, generator=random)
+        rows[:, 0] = rows[0, 0].clone()
+        noise = sampling.draw_noise((model.config.flow.latent_channels, side, side), range(batch))
+        return cls(model, rows.to(weight), noise.to(weight.device))
+
+    def begin(self, weight: float) -> sampling.Velocity:
+        """Our velocity, the prompts read."""
+        return self.model.guided(list(self.rows), None, weight, (self.z.shape[2], self.z.shape[3]))
+
+    def step(self, velocity: sampling.Velocity) -> Tensor:
+        return sampling.integrate(velocity, self.z, [TIME, TIME + 1 / 30])
+
+    def both(self, weight: float) -> Tensor:
+        return self.step(self.begin(weight))
+
+    def as_authors(self, peer: AuthorsWay, weight: float = 2.0, dt: float = 1 / 30) -> Tensor:
+        """The same step their way: both branches, whatever the guidance."""
+        seen = torch.ones(2 * len(self.rows), self.rows.shape[1], dtype=torch.long, device=self.rows.device)
+        seen[len(self.rows) :, 1:] = 0
+        return peer.step(self.z.to(self.rows.dtype), TIME, dt, self.rows.repeat(2, 1, 1), seen, weight)
+
+    def difference(self, peer: AuthorsWay, velocity: sampling.Velocity, weight: float) -> float:
+        theirs = self.as_authors(peer, weight, 1.0).float() - self.z.to(self.rows.dtype).float()
+        return ((velocity(self.z, TIME) - theirs).norm() / theirs.norm()).item()
+
+
+def take_turns(ways: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[float]:
+    """The median seconds of each way; one that is brief is done several times in its turn."""
+    times = [1 + int(BRIEF / min(seconds(way, device) for _ in range(2))) for way in ways]
+    taken: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds):
+        for way, often, seen in zip(ways, times, taken, strict=True):
+            seen.append(seconds(lambda way=way, often=often: [way() for _ in range(often)], device) / often)
+    return [median(seen) for seen in taken]
