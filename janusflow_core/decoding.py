@@ -7,7 +7,6 @@ states), a head (hidden states to logits) and an embedding table, because ComfyU
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from .attention import Attention, KVCache, left_padded_mask, sdpa
 from .config import LanguageConfig
+from .graphs import replayed
 from .llama import Backbone
 
 # (row, token id), called in order for every new token; may raise to cancel
@@ -197,37 +197,6 @@ class Reader:
     def _logits(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
         hidden = self._backbone(x, positions, mask, self._cache, self._attention)[:, -1]
         return self._head(hidden).float()
-
-
-def replayed(step: Callable[[], Tensor], before: int = 2) -> Callable[[], Tensor]:
-    """A step as one CUDA graph, captured after as many plain calls as its kernels need to warm up.
-
-    Where it cannot be captured it stays as it was, with a warning. The result is overwritten by the next call.
-    """
-    calls, graph, result = 0, None, torch.empty(0)
-
-    def call() -> Tensor:
-        nonlocal calls, graph, result
-        calls += 1
-        if calls == before + 1:
-            try:
-                graph, result = captured(step)
-            except RuntimeError as error:
-                warnings.warn(f"words come without a CUDA graph, slower: {error}", stacklevel=2)
-        if graph is None:
-            return step()
-        graph.replay()
-        return result
-
-    return call
-
-
-def captured(step: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """The kernels of a step, recorded and not run, and where their result will be."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = step()
-    return graph, result
 
 
 class Writer:

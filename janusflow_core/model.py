@@ -6,7 +6,7 @@ B batch, L prompt tokens, N picture tokens (h / 2 * w / 2), D hidden size; laten
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from .attention import Attention, KVCache, prefix_mask, sdpa
 from .config import JanusFlowConfig
+from .graphs import replayed
 from .llama import LanguageModel
 from .operations import OPERATIONS
 from .sampling import Velocity, guide
 from .uvit import FlowDecoder, FlowEncoder
 from .vit import VisionEncoder
+
+SHORTEST = 64  # the room that compiled steps give the shortest prompts
 
 
 @dataclass
@@ -92,7 +95,7 @@ class JanusFlow(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
         hidden = config.language.hidden_size
-        self.config = config
+        self.config, self.compiled = config, False
         self.language_model = LanguageModel(config.language, text=text, layers=flow, operations=operations, **factory)
         if text:
             self.beg_of_und_embed = nn.Parameter(torch.empty(1, hidden, **factory))
@@ -202,13 +205,15 @@ class JanusFlow(nn.Module):
         weight: float,
         size: tuple[int, int],
         attention: Attention = sdpa,
+        fixed: bool = False,
     ) -> Velocity:
         """The velocity of a sampling run, for latents (B, 4, h, w) of this `size` (h, w), guided with `weight` (paper,
         eq. 5); 1 is unguided.
 
         `prompts` are the embeddings (L_i, D) of each picture's own; `negatives` of what each is steered away from, at
         their own lengths. Without them the unconditional rows see BOS alone, at the distance of the row they guide.
-        All are read once, here. Raises ValueError for a prompt that does not fit the model beside its picture.
+        All are read once, here. `fixed` lets a GPU replay the steps as one CUDA graph, for a model whose weights stay
+        where they are. Raises ValueError for a prompt that does not fit the model beside its picture.
         """
         rows, starts, count = list(prompts), [len(prompt) for prompt in prompts], len(prompts)
         if weight != 1.0:
@@ -216,15 +221,22 @@ class JanusFlow(nn.Module):
             starts += [len(row) for row in negatives or prompts]
         tokens = flow_tokens(*size)
         self.config.language.check_drawing(max(starts), tokens)
-        prefix = self.prefill(Prefix.join(rows, starts), tokens, attention)
+        room = 1 << max(max(len(row) for row in rows), SHORTEST - 1).bit_length() if self.compiled else 0
+        prefix = self.prefill(Prefix.join(rows, starts, room), tokens, attention)
         positions, mask = prefix.layout(tokens)
 
-        def velocity(z: Tensor, t: float) -> Tensor:
-            time = torch.full((1,), t, device=z.device)
-            v = self.flow(z, time, prefix.embeddings, positions, mask, prefix.cache, attention)
+        def guided(z: Tensor, t: Tensor) -> Tensor:
+            v = self.flow(z, t, prefix.embeddings, positions, mask, prefix.cache, attention)
             return v if len(rows) == count else guide(v[:count], v[count:], weight)
 
-        return velocity
+        return _fixed(guided) if fixed else lambda z, t: guided(z, torch.full((1,), t, device=z.device))
+
+    def compile_flow(self) -> None:
+        """Let torch.compile make the steps of drawing; from then on prompts take the room of the next power of two, so
+        that only pictures of another size, number or guidance are compiled for anew."""
+        if not self.compiled:
+            self.flow = torch.compile(self.flow, dynamic=False)
+            self.compiled = True
 
     # --- from nothing -------------------------------------------------------------------------------------------
 
@@ -240,3 +252,18 @@ class JanusFlow(nn.Module):
                 weight.normal_(0.0, 0.02, generator=generator)
             else:
                 weight.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)
+
+
+def _fixed(guided: Callable[[Tensor, Tensor], Tensor]) -> Velocity:
+    """The same with all that it reads in one place: where a GPU's graph finds it."""
+    at: list[Tensor] = []
+    run = replayed(lambda: guided(*at))
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        if not at:
+            at.extend((torch.empty_like(z), torch.empty(1, device=z.device)))
+        at[0].copy_(z)
+        at[1].fill_(t)
+        return run().clone()  # the next call writes there again
+
+    return velocity

@@ -6,6 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,12 +88,14 @@ def bandwidth(device: torch.device) -> float:
     return max(block.nbytes / seconds(block.sum, device) for _ in range(5))
 
 
-def products(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second of large matrix products: as fast as this device computes."""
+@torch.no_grad()
+def peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second of a large layer by the fastest library: as fast as this device computes."""
     side = 2048 if device.type == "cpu" else 8192
-    a = torch.ones(side, side, dtype=dtype, device=device)
-    torch.mm(a, a)
-    return max(2 * side**3 / seconds(lambda: torch.mm(a, a), device) for _ in range(5))
+    layer = OPERATIONS.Linear(side, side, bias=False, dtype=dtype, device=device)
+    x = torch.ones(side, side, dtype=dtype, device=device)
+    layer(x)
+    return max(2 * side**3 / seconds(partial(layer, x), device) for _ in range(5))
 
 
 def arithmetic(work: Callable[[], Any]) -> int:

@@ -99,7 +99,9 @@ class Generate(Options):
     guidance: tuple[float, ...] = (2.0, 1.0)
     """Guidance weights; 1 is none. The authors' way takes the same for all."""
     steps: int = 30
-    """Among how many steps of a picture the prompt's own pass is shared out."""
+    """Among how many steps of a picture what comes once is shared out: the prompt's own pass."""
+    compile: bool = False
+    """Compile our steps; the time that this takes once is not counted."""
 
     def run(self) -> int:
         """Measure and print; the status is 0."""
@@ -110,6 +112,8 @@ class Generate(Options):
 
         device, dtype = self.place()
         model, side = random_flow(self.size, dtype, device), latent_side(self.size)
+        if self.compile:
+            model.compile_flow()
         several = self.prompt_tokens, self.batch, self.guidance
         return self.show(measure(model, side, *several, steps=self.steps, rounds=self.rounds), STEPS, steps_line)
 

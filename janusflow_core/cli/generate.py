@@ -56,6 +56,8 @@ class Generate(LoadOptions):
     """White where --init-image is painted anew, black where it stays."""
     vae: Path | None = None
     """An SDXL VAE, a .safetensors file or a diffusers folder, where the model brings none."""
+    compile: bool = False
+    """Compile the steps first, up to a minute: pays for many pictures of one size."""
 
     def run(self) -> int:
         """Draw and save; the status is 0."""
@@ -71,6 +73,7 @@ class Generate(LoadOptions):
         start, mask = (path and open_image(path) for path in (self.init_image, self.mask))
         with self.loading() as place:
             pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **place)
+        pipe = pipe.compile() if self.compile else pipe
         settled = self._settled(pipe.drawing)
         for row, picture in enumerate(settled._draw(pipe, start, mask)):
             name, origin = f"janusflow_{self.seed + row}", json.dumps(settled._origin(row), ensure_ascii=False)

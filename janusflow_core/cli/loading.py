@@ -28,7 +28,7 @@ class LoadOptions:
     device: str | None = None
     """cuda, cuda:1, mps or cpu; the best there is by default."""
     dtype: Literal["bf16", "fp32"] | None = None
-    """What to compute in; bf16 on GPUs that have it by default, else fp32."""
+    """What to compute in; by default bf16 on GPUs that have it and CPUs that are faster in it, else fp32."""
     lora: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE[:STRENGTH]")] = ()
     """A LoRA file, PEFT folder or bundled name to lay upon the model, at this strength or 1; may be given several
     times."""

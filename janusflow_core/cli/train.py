@@ -136,10 +136,10 @@ class Lora(LoadOptions):
     def _faster(self, device: torch.device) -> str:
         """bf16 or fp32: what a stopped run computed in, or what is found to be faster, which another day may differ."""
         from ..train.loop import told_by
-        from ..train.machine import faster_in_bf16
+        from ..train.machine import trains_in_bf16
 
         _, memory = told_by(self._state)
-        return memory.get(DTYPE) or ("bf16" if faster_in_bf16(device) else "fp32")
+        return memory.get(DTYPE) or ("bf16" if trains_in_bf16(device) else "fp32")
 
     @contextmanager
     def _shown(

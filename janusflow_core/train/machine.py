@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from ..attention import Attention, eager, sdpa
+from ..device import faster_in_bf16, has_compiler
 
 log = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
-COMPILERS = ("c++", "g++", "clang++", "cl")
 GPU_TIMES = 6  # with a CPU's batches a GPU would mostly wait for orders
 
 
@@ -52,7 +50,7 @@ class Machine:
         compiles = compiling_pays and has_compiler()
         if compiling_pays and not compiles:
             log.info("there is no C++ compiler (g++): training goes on uncompiled, about half as fast")
-        return cls(device, faster_in_bf16(device), compiles)
+        return cls(device, trains_in_bf16(device), compiles)
 
     @property
     def times(self) -> int:
@@ -78,30 +76,11 @@ def training_attention(device: torch.device) -> Attention:
     return eager if device.type == "cpu" else sdpa
 
 
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler, which torch.compile needs on a CPU."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), *COMPILERS) if name)
-
-
-def faster_in_bf16(device: torch.device, seconds: float = 0.1) -> bool:
-    """Whether matrix products run at least 1.3 times as fast in bfloat16 as in float32 here: measured, not guessed.
-
-    Some processors have units for it, others emulate it slowly. All processes take the first one's word.
-    """
-    size = 512 if device.type == "cpu" else 4096  # a GPU would only wait for small ones
-    rates = [_products(device, dtype, size, seconds) for dtype in (torch.float32, torch.bfloat16)]
-    verdict = torch.tensor(float(rates[1] > 1.3 * rates[0]))
+def trains_in_bf16(device: torch.device, seconds: float = 0.1) -> bool:
+    """Whether matrix products run faster in bfloat16 here: measured, not guessed, and the first process's word."""
+    side = 512 if device.type == "cpu" else 4096  # a GPU would only wait for small ones
+    verdict = torch.tensor(float(faster_in_bf16(device, side, seconds)))
     if dist.is_initialized():
         dist.broadcast(verdict, 0)
-    log.info("matrix products a second: float32 %.0f, bfloat16 %.0f", *rates)
+    log.info("matrix products run in %s", "bfloat16" if verdict else "float32")
     return bool(verdict)
-
-
-def _products(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:
-    a = torch.ones(size, size, device=device, dtype=dtype)
-    float((a @ a)[0, 0])  # the first one loads libraries
-    count, began = 0, time.monotonic()
-    while time.monotonic() - began < seconds:
-        float((a @ a)[0, 0])  # waits for a GPU
-        count += 1
-    return count / (time.monotonic() - began)

@@ -16,6 +16,7 @@ import comfy.samplers as samplers
 import comfy.utils as utils
 import folder_paths
 import latent_preview
+import torch
 from comfy.conds import CONDRegular
 from comfy.latent_formats import SDXL
 from comfy.ldm.common_dit import pad_to_patch_size
@@ -26,6 +27,8 @@ from comfy.sd import CLIP, VAE
 from comfy.supported_models_base import BASE as SupportedModel
 from comfy_api.latest import ComfyExtension, io, ui
 from server import PromptServer
+
+from ...janusflow_core.device import best_dtype
 
 __all__ = [
     "BaseModel",
@@ -39,6 +42,7 @@ __all__ = [
     "WrapperExecutor",
     "WrappersMP",
     "check_cancelled",
+    "cpu_in_bf16",
     "folder_paths",
     "get_all_wrappers",
     "io",
@@ -58,6 +62,15 @@ __all__ = [
 ]
 
 check_cancelled = model_management.throw_exception_if_processing_interrupted
+
+
+def cpu_in_bf16(device: torch.device) -> bool:
+    """Whether this is a CPU that was measured to be faster in bfloat16, and fp32 is not asked for on the command line.
+
+    ComfyUI itself computes in float32 on every CPU.
+    """
+    asked = model_management.FORCE_FP32 or model_management.args.fp32_unet
+    return model_management.is_device_cpu(device) and not asked and best_dtype(device) == torch.bfloat16
 
 
 def new_patcher(model, load_device, offload_device, disable_dynamic: bool = False):

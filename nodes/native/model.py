@@ -26,6 +26,7 @@ from .compat import (
     SupportedModel,
     WrapperExecutor,
     WrappersMP,
+    cpu_in_bf16,
     get_all_wrappers,
     loading_bar,
     model_management,
@@ -77,6 +78,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._prefixes: dict[Any, Prefix] = {}
 
+    @torch.compiler.disable  # TorchCompileModel has it compiled without looking what is in the cache
     def prefill(self, key: Any, model: JanusFlow, prefix: Prefix, tokens: int, attention: ComfyAttention) -> Prefix:
         if key not in self._prefixes:
             replaced = "optimized_attention_override" in attention.options  # by what may tell rows by their places
@@ -260,15 +262,7 @@ def flow_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disab
     """A ModelPatcher around the flow half of a checkpoint; raises ValueError for weights that do not fit."""
     supported, shapes = SupportedJanusFlow(checkpoint), verified(checkpoint, "flow")
     device = model_management.get_torch_device()
-    stored = checkpoint.weights.read("language_model.model.norm.weight").dtype
-    weight_dtype = dtype or model_management.unet_dtype(
-        model_params=sum(torch.Size(shape).numel() for shape in shapes.values()),
-        supported_dtypes=supported.supported_inference_dtypes,
-        weight_dtype=stored,
-    )
-    supported.set_inference_dtype(
-        weight_dtype, model_management.unet_manual_cast(weight_dtype, device, supported.supported_inference_dtypes)
-    )
+    supported.set_inference_dtype(*_numbers(checkpoint, shapes, supported.supported_inference_dtypes, dtype, device))
     model = supported.get_model({})
     patcher = new_patcher(model, device, model_management.unet_offload_device(), disable_dynamic)
     weights = dict(counted(read_weights(checkpoint.weights, shapes), len(shapes), loading_bar()))
@@ -276,3 +270,18 @@ def flow_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disab
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "janusflow", prepare_sampling)
     patcher.cached_patcher_init = (load_flow, (str(checkpoint.path), dtype))
     return patcher
+
+
+def _numbers(
+    checkpoint: Checkpoint, shapes: Any, supported: list[torch.dtype], dtype: torch.dtype | None, device: torch.device
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """What weights are stored in, and what they are cast to for computing, if it is something else."""
+    stored = dtype or model_management.unet_dtype(
+        model_params=sum(torch.Size(shape).numel() for shape in shapes.values()),
+        supported_dtypes=supported,
+        weight_dtype=checkpoint.weights.read("language_model.model.norm.weight").dtype,
+    )
+    if not cpu_in_bf16(device):
+        return stored, model_management.unet_manual_cast(stored, device, supported)
+    stored = torch.bfloat16 if dtype is None and stored == torch.float32 else stored
+    return stored, None if stored in supported else torch.bfloat16

@@ -29,7 +29,7 @@ from janusflow_core.cli.train import subject_of  # noqa: E402
 from janusflow_core.lora import save_lora  # noqa: E402
 from janusflow_core.train.examples import Captioned  # noqa: E402
 from janusflow_core.train.finetune import Base, FineTune, look_at, lora_metadata  # noqa: E402
-from janusflow_core.train.machine import faster_in_bf16  # noqa: E402
+from janusflow_core.train.machine import trains_in_bf16  # noqa: E402
 from janusflow_core.train.options import FineTuneOptions  # noqa: E402
 from janusflow_core.world import score  # noqa: E402
 from janusflow_core.world.talk import phrase  # noqa: E402
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=100, help="old pictures a task, and scenes to ask about")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="keeps states and LoRAs; goes on there")
     given = parser.parse_args()
-    dtype = torch.bfloat16 if faster_in_bf16(torch.device("cpu")) else torch.float32
+    dtype = torch.bfloat16 if trains_in_bf16(torch.device("cpu")) else torch.float32
     pipe = JanusFlowPipeline.from_pretrained(given.model, device="cpu", dtype=dtype)
     base = Base.of(open_checkpoint(given.model))
     print(f"{dtype}, {torch.get_num_threads()} threads, {given.settings}")

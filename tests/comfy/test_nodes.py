@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from janusflow_core.autoencoder import VAEConfig, load_vae_files
+from janusflow_core.device import has_compiler
 from janusflow_core.image import from_tensor, pixels
 from janusflow_core.vae import LatentCodec
 
@@ -129,6 +130,22 @@ def test_every_solver_of_flow_sampler_draws(server, sampler):
     assert other.isfinite().all() and relative(other, plain) > 1e-4 and 0.3 < other.std() < 3 * plain.std()
     if sampler == "heun":
         assert relative(other, drawn(tiny(), steps=12, solver="heun")) <= 1e-4
+
+
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+def test_compiled_by_core_s_node_it_draws_the_same(server):
+    """Prompts of other lengths too, one after the other, with the same compiled model."""
+    drawn = {}
+    for text in ("a red circle", PROMPT, "a heart"):
+        graph = Graph()
+        loaded = graph.load(MICRO_FILE)
+        compiled = graph.add("TorchCompileModel", model=loaded, backend="inductor")
+        models = {"plain": loaded, "compiled": compiled}
+        sampled = [graph.flow(model, graph.encode(loaded, text), width=32, height=32) for model in models.values()]
+        plain, found = graph.latents(server, *sampled)
+        assert relative(found, plain) <= 1e-4
+        drawn[text] = plain
+    assert all(relative(drawn["a heart"], drawn[text]) > 1e-3 for text in ("a red circle", PROMPT))
 
 
 def test_shift_spends_steps_near_the_noise(server):

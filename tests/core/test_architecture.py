@@ -28,6 +28,7 @@ FLOORS = [
         "config",
         "device",
         "drawing",
+        "graphs",
         "image",
         "operations",
         "partial",

@@ -25,7 +25,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from janusflow_core import decoding
 from janusflow_core.attention import KVCache
 from janusflow_core.decoding import (
     AT_MOST,
@@ -149,36 +148,6 @@ def test_a_cache_holds_what_was_read_when_all_rows_end_early(fixed: bool):
     (text,) = continue_micro(rows[:1], [1], SamplingOptions(), eos=eos, cache=cache, fixed=fixed)
     assert text == free[0][: free[0].index(eos)]
     assert cache.length == 3 + len(text) and cache.slot is None
-
-
-def test_a_step_is_captured_once_after_it_has_warmed_up(monkeypatch):
-    """The order of things that a GPU sees; what it records is not tested here."""
-    events = []
-
-    class Graph:
-        def replay(self) -> None:
-            events.append("replay")
-
-    def step() -> Tensor:
-        events.append("step")
-        return torch.zeros(1)
-
-    monkeypatch.setattr(decoding, "captured", lambda step: (events.append("capture"), (Graph(), torch.ones(1)))[1])
-    run = decoding.replayed(step)
-    assert [run().item() for _ in range(5)] == [0, 0, 1, 1, 1]
-    assert events == ["step", "step", "capture", "replay", "replay", "replay"]
-
-
-def test_a_step_that_cannot_be_captured_stays_as_it_is(monkeypatch):
-    def refuse(step):
-        raise RuntimeError("no graph here")
-
-    monkeypatch.setattr(decoding, "captured", refuse)
-    run = decoding.replayed(lambda: torch.ones(1), before=1)
-    assert run().item() == 1
-    with pytest.warns(UserWarning, match="slower: no graph here"):
-        assert run().item() == 1
-    assert run().item() == 1
 
 
 def test_memory_that_nobody_wrote_changes_nothing():

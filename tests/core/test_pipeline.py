@@ -38,7 +38,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from janusflow_core import sampling
 from janusflow_core.decoding import SamplingOptions
-from janusflow_core.pipeline import JanusFlowPipeline, best_dtype
+from janusflow_core.device import has_compiler
+from janusflow_core.pipeline import JanusFlowPipeline
 
 PROMPTS = ["a red cat", "", "一只可爱的小猫🐱 and a very long tail of words, more words and even more words"]
 SMALL: dict[str, Any] = {"width": 32, "height": 48, "steps": 3, "output": "latent"}
@@ -422,5 +423,20 @@ def test_bfloat16_weights_draw_and_describe(tmp_path):
     assert len(pipe.tokenizer.encode(pipe.describe(picture("wide"), max_new_tokens=5))) > 1
 
 
-def test_the_cpu_computes_in_float32():
-    assert best_dtype(torch.device("cpu")) == torch.float32
+@pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
+def test_compiled_it_draws_the_same_and_compiles_once_for_prompts_of_any_length():
+    pipe = micro_pipeline().compile()
+    first = pipe.generate(PROMPTS[:2], **SMALL)
+    assert_close(first, micro().generate(PROMPTS[:2], **SMALL), TRAJECTORY)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for prompts in ([PROMPTS[0]] * 2, ["", "a much longer prompt than that, " * 2]):
+            assert_close(pipe.generate(prompts, **SMALL), micro().generate(prompts, **SMALL), TRAJECTORY)
+        with pytest.raises(RuntimeError, match="recompile"):  # of another number
+            pipe.generate(PROMPTS[0], **SMALL)
+
+
+def test_without_a_compiler_compiling_says_what_is_missing(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(OSError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+"):
+        micro_pipeline().compile()

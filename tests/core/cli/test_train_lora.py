@@ -162,7 +162,7 @@ def test_killed_it_goes_on_from_what_was_saved_in_the_same_numbers(capsys, model
     process.kill()
     assert process.wait() == -signal.SIGKILL
     taken_up = [part for part in command(model, pictures, parts, *more) if part not in ("--dtype", "fp32", "bf16")]
-    monkeypatch.setattr(machine, "faster_in_bf16", lambda device: False)  # whatever this machine is faster in
+    monkeypatch.setattr(machine, "trains_in_bf16", lambda device: False)  # whatever this machine is faster in
     assert main(taken_up) == 0
     one, other = load_file(whole), load_file(parts)
     assert all(torch.equal(one[key], other[key]) for key in one)

@@ -7,10 +7,11 @@ from golden import MODULE, assert_close, micro, recipe
 from torch import nn
 
 from janusflow_core.attention import eager, prefix_mask, sdpa
+from janusflow_core.device import has_compiler
 from janusflow_core.llama import hidden_after
 from janusflow_core.model import Prefix
 from janusflow_core.train.data import conversation, pack
-from janusflow_core.train.machine import Machine, has_compiler
+from janusflow_core.train.machine import Machine
 from janusflow_core.train.terms import Terms, new_projector
 
 ASKED = [("What color is the circle?", "red"), ("How many objects are there?", "two of them")]

@@ -105,7 +105,7 @@ def test_normalising_latents_keeps_pictures_and_gives_unit_scale():
 
 def test_a_preview_shows_latents_in_their_colors():
     """On the bundled VAE: what is drawn comes out in its color, which no linear map of four channels can do."""
-    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu", dtype=torch.float32)
     x = library.pictures(library.draw_scenes(3, 40))
     shown = pipe.drawing.preview.decode(pipe.codec.encode((x + 1) / 2))
     colors = torch.nn.functional.avg_pool2d(x, 8)
@@ -116,7 +116,7 @@ def test_a_preview_shows_latents_in_their_colors():
 def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path, processes):
     path = recipe.train(tmp_path, minutes=0.05, processes=processes)
     assert open_checkpoint(path).has_flow and open_checkpoint(path).has_text
-    pipe = JanusFlowPipeline.from_pretrained(path, device="cpu")
+    pipe = JanusFlowPipeline.from_pretrained(path, device="cpu", dtype=torch.float32)
     assert pipe.drawing.guidance == recipe.GUIDANCE and pipe.drawing.preview is not None
     assert pipe.generate("a heart", steps=2)[0].size == (96, 96)
     assert isinstance(pipe.describe(pipe.generate("a heart", steps=1)[0], max_new_tokens=3), str)
@@ -138,10 +138,10 @@ def noted(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Any]:
 
 
 def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path, monkeypatch):
-    before = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    before = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu", dtype=torch.float32)
     sights, written = noted(monkeypatch, eyes), noted(monkeypatch, recipe)
     path = recipe.train(tmp_path, minutes=0.05, start="janusflow-tiny", processes=1)
-    after = JanusFlowPipeline.from_pretrained(path, device="cpu")
+    after = JanusFlowPipeline.from_pretrained(path, device="cpu", dtype=torch.float32)
     one, other = (pipe.codec.vae.state_dict() for pipe in (before, after))
     assert all(torch.equal(one[key], other[key]) for key in one)
     eyes_of = "vision_und_enc_model.vision_tower.blocks.0.mlp.fc1.weight"
@@ -229,7 +229,7 @@ def test_lessons_depend_on_their_number_alone_whoever_makes_them(tokenizer):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_what_is_encoded_lies_beside_its_example_whoever_encoded_it(tmp_path, monkeypatch, parts):
     """Processes take every other chunk: here one after the other, the first of them last."""
-    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu", dtype=torch.float32)
     machine, encoder = Machine(torch.device("cpu"), bf16=False, compiles=False), pipe.model.vision_und_enc_model
     monkeypatch.setattr(library, "world", lambda: parts)
     for part in reversed(range(parts)):
@@ -246,7 +246,7 @@ def test_what_is_encoded_lies_beside_its_example_whoever_encoded_it(tmp_path, mo
 
 def test_a_library_is_read_where_it_was_built(tmp_path):
     """What is encoded belongs to the example beside it."""
-    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu")
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu", dtype=torch.float32)
     machine = Machine(torch.device("cpu"), bf16=False, compiles=False)
     encoder = pipe.model.vision_und_enc_model
     whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, 2 * library.CHUNK, machine)
