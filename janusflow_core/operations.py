@@ -26,7 +26,14 @@ class Linear(nn.Linear):
         return product(input, self.weight, self.bias)
 
 
-OPERATIONS = SimpleNamespace(**{**vars(nn), "Linear": Linear})
+class Embedding(nn.Embedding):
+    """torch's, without first values: drawing them for a model without memory would load a compiler, for a second."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: weights come from a checkpoint, or from `JanusFlow.init_weights`."""
+
+
+OPERATIONS = SimpleNamespace(**{**vars(nn), "Linear": Linear, "Embedding": Embedding})
 
 
 def onednn_serves(x: Tensor, weight: Tensor) -> bool:

@@ -440,3 +440,14 @@ def test_without_a_compiler_compiling_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(OSError, match=r"needs a C\+\+ compiler, and there is none: install g\+\+"):
         micro_pipeline().compile()
+
+
+def test_a_pipeline_loads_and_draws_without_a_compiler_or_diffusers():
+    """Both are slow to import: the first picture would come seconds later."""
+    code = """
+import sys
+from janusflow_core.pipeline import JanusFlowPipeline
+JanusFlowPipeline.from_pretrained().generate("a heart", steps=1, output="latent")
+assert not {"torch._dynamo", "diffusers", "transformers"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
