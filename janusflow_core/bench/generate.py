@@ -137,9 +137,15 @@ class Drawing:
 
 def take_turns(ways: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[float]:
     """The median seconds of each way; one that is brief is done several times in its turn."""
-    times = [1 + int(BRIEF / min(seconds(way, device) for _ in range(2))) for way in ways]
+    times = [_times(way, device) for way in ways]
     taken: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds):
         for way, often, seen in zip(ways, times, taken, strict=True):
             seen.append(seconds(lambda way=way, often=often: [way() for _ in range(often)], device) / often)
     return [median(seen) for seen in taken]
+
+
+def _times(way: Callable[[], Any], device: torch.device) -> int:
+    """How often a way is done in its turn: what was brief the first time is tried again, now that it is warm."""
+    first = seconds(way, device)
+    return 1 if first > 5 * BRIEF else 1 + int(BRIEF / seconds(way, device))
