@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, KVCache, prefix_mask, sdpa
 from .config import JanusFlowConfig
+from .device import has_compiler
 from .graphs import replayed
 from .llama import LanguageModel
 from .operations import OPERATIONS
@@ -233,7 +234,11 @@ class JanusFlow(nn.Module):
 
     def compile_flow(self) -> None:
         """Let torch.compile make the steps of drawing; from then on prompts take the room of the next power of two, so
-        that only pictures of another size, number or guidance are compiled for anew."""
+        that only pictures of another size, number or guidance are compiled for anew. Raises OSError where a CPU's
+        steps cannot be compiled.
+        """
+        if self.vision_gen_dec_aligner.weight.device.type == "cpu" and not has_compiler():
+            raise OSError("compiling for a CPU needs a C++ compiler, and there is none: install g++, or do without.")
         if not self.compiled:
             self.flow = torch.compile(self.flow, dynamic=False)
             self.compiled = True

@@ -16,7 +16,7 @@ from . import decoding, image, sampling
 from .autoencoder import load_vae_files
 from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
 from .decoding import SamplingOptions
-from .device import best_device, best_dtype, free_memory, has_compiler
+from .device import best_device, best_dtype, free_memory
 from .drawing import DrawingConfig
 from .lora import LoraStack
 from .model import JanusFlow
@@ -99,10 +99,8 @@ class JanusFlowPipeline:
         """Compile the steps of drawing, in place; returns itself.
 
         The first picture of each size, number and guidance then takes up to a minute longer, later ones less. Raises
-        OSError where a CPU's steps cannot be compiled.
+        what `JanusFlow.compile_flow` raises.
         """
-        if self.device.type == "cpu" and not has_compiler():
-            raise OSError("compiling for a CPU needs a C++ compiler, and there is none: install g++, or do without.")
         self.model.compile_flow()
         return self
 

@@ -80,7 +80,7 @@ def measure(
                     same_layers_s=taken[1],
                     prompt_s=first,
                     difference=drawing.difference(peers[0], velocity, weight),
-                    of_peak=arithmetic(partial(drawing.step, velocity)) / step / fastest,
+                    of_peak=arithmetic(partial(drawing.step, drawing.begin(weight))) / step / fastest,
                     peak_bytes=peak_bytes(partial(drawing.both, weight), device),
                 )
 

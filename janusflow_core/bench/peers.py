@@ -60,8 +60,7 @@ class AuthorsWay:
         real = nn.functional.pad(seen, (0, length - seen.shape[1]), value=1)
         if self.llama is not None:
             return self.llama(inputs_embeds=tokens, attention_mask=real, use_cache=True).last_hidden_state
-        mask = (torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril() & real[:, None].bool())[
-            :, None
-        ]
+        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+        mask = (causal & real[:, None].bool())[:, None]  # (2 B, 1, T, T)
         positions = torch.arange(length, device=tokens.device).expand(rows, -1)
         return self.hands.language_model.model(tokens, positions, mask)

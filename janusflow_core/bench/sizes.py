@@ -100,10 +100,11 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
 
 def arithmetic(work: Callable[[], Any]) -> int:
     """Floating point operations of the matrix products in `work`, those with what a mask hides included."""
-    own = {  # which torch does not count by itself
-        torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0],
+    own: dict[Any, Any] = {  # which torch does not count by itself
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2],
     }
+    if torch.backends.mkldnn.is_available():
+        own[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * math.prod(x) * weight[0]
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         work()
     return counter.get_total_flops()
