@@ -210,7 +210,7 @@ def visible_padding(pipe: JanusFlowPipeline, patch: MonkeyPatch) -> None:
     """Unconditional rows that see BOS and padding, as long as the prompt."""
     pad = pipe.model.encode_prompt(torch.tensor([pipe.tokenizer.pad_id]))
 
-    def join(rows: list[Tensor], starts: list[int]) -> Prefix:
+    def join(rows: list[Tensor], starts: list[int], length: int) -> Prefix:
         full = [torch.cat((row, pad.expand(start - len(row), -1))) for row, start in zip(rows, starts, strict=True)]
         return Prefix(torch.stack(full), starts, starts)
 
@@ -220,8 +220,8 @@ def visible_padding(pipe: JanusFlowPipeline, patch: MonkeyPatch) -> None:
 def hidden_bos(pipe: JanusFlowPipeline, patch: MonkeyPatch) -> None:
     join = Prefix.join
 
-    def without_bos(rows: list[Tensor], starts: list[int]) -> Prefix:
-        prefix = join(rows, starts)
+    def without_bos(rows: list[Tensor], starts: list[int], length: int) -> Prefix:
+        prefix = join(rows, starts, length)
         prefix.lengths = [0 if length == 1 else length for length in prefix.lengths]
         return prefix
 
@@ -230,7 +230,7 @@ def hidden_bos(pipe: JanusFlowPipeline, patch: MonkeyPatch) -> None:
 
 def compact_positions(pipe: JanusFlowPipeline, patch: MonkeyPatch) -> None:
     join = Prefix.join
-    patch.setattr(Prefix, "join", lambda rows, starts: join(rows, [len(row) for row in rows]))
+    patch.setattr(Prefix, "join", lambda rows, starts, length: join(rows, [len(row) for row in rows], length))
 
 
 def kept_last_token(pipe: JanusFlowPipeline, patch: MonkeyPatch) -> None:
