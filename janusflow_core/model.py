@@ -31,13 +31,15 @@ class Prefix:
     """What the picture tokens look back at: a batch of prompts, padded on the right.
 
     `embeddings` (B, L, D); `lengths` real tokens per row; `starts` the position of each row's time token, which for
-    an unconditional row is that of the prompt it is guided against; `cache` holds keys and values once computed.
+    an unconditional row is that of the prompt it is guided against; `cache` holds keys and values once computed, and
+    `placed` the layout of the tokens that there is room for behind them.
     """
 
     embeddings: Tensor
     lengths: Sequence[int]
     starts: Sequence[int]
     cache: KVCache | None = None
+    placed: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def join(cls, rows: Sequence[Tensor], starts: Sequence[int], length: int = 0) -> Prefix:
@@ -160,7 +162,9 @@ class JanusFlow(nn.Module):
         self.language_model.model(prefix.embeddings[own], positions, mask, cache, attention)
         cache.keep(length)
         cache = cache.spread([own.index(source) for source in sources], length + new_tokens)
-        return Prefix(prefix.embeddings, prefix.lengths, prefix.starts, cache)
+        read = Prefix(prefix.embeddings, prefix.lengths, prefix.starts, cache)
+        read.placed = read.layout(new_tokens)
+        return read
 
     def velocity(self, z: Tensor, t: Tensor, prefix: Prefix, attention: Attention = sdpa) -> Tensor:
         """Velocity x - z0 (B, 4, h, w) of latents `z` (B, 4, h, w) at times `t` (B or 1,) in [0, 1], in float32.
@@ -168,7 +172,7 @@ class JanusFlow(nn.Module):
         Twice as many prompts as latents give twice as many velocities: guidance's two branches. `z` and `t` stay in
         float32 up to the first layer, whatever the weights (paper, section 3.2, eq. 4).
         """
-        positions, mask = prefix.layout(flow_tokens(*z.shape[2:]))
+        positions, mask = prefix.placed or prefix.layout(flow_tokens(*z.shape[2:]))
         return self.flow(z, t, prefix.embeddings, positions, mask, prefix.cache, attention)
 
     def flow(
@@ -224,10 +228,9 @@ class JanusFlow(nn.Module):
         self.config.language.check_drawing(max(starts), tokens)
         room = 1 << max(max(len(row) for row in rows), SHORTEST - 1).bit_length() if self.compiled else 0
         prefix = self.prefill(Prefix.join(rows, starts, room), tokens, attention)
-        positions, mask = prefix.layout(tokens)
 
         def guided(z: Tensor, t: Tensor) -> Tensor:
-            v = self.flow(z, t, prefix.embeddings, positions, mask, prefix.cache, attention)
+            v = self.velocity(z, t, prefix, attention)
             return v if len(rows) == count else guide(v[:count], v[count:], weight)
 
         return _fixed(guided) if fixed else lambda z, t: guided(z, torch.full((1,), t, device=z.device))

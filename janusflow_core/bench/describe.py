@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from .. import decoding
 from ..config import LanguageConfig
 from ..llama import LanguageModel
 from .peers import transformers_llama
-from .sizes import bandwidth, peak_bytes, random_language_model, seconds
+from .sizes import bandwidth, medians, peak_bytes, random_language_model
 
 NEVER = -1  # no token ends an answer: all write as many
 
@@ -87,12 +86,8 @@ def take_turns(
     ways: Sequence[Callable[[int], Any]], new_tokens: int, rounds: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Median seconds of one token and of all, of each way."""
-    taken: list[list[list[float]]] = [[[], []] for _ in ways]
-    for _ in range(rounds):
-        for way, (first, whole) in zip(ways, taken, strict=True):
-            first.append(seconds(partial(way, 1), device))
-            whole.append(seconds(partial(way, new_tokens), device))
-    return [median(first) for first, _ in taken], [median(whole) for _, whole in taken]
+    taken = medians([partial(way, tokens) for way in ways for tokens in (1, new_tokens)], rounds, device)
+    return taken[::2], taken[1::2]
 
 
 def seconds_a_token(first: Sequence[float], whole: Sequence[float], new_tokens: int) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from .. import sampling
 from ..model import JanusFlow
 from .peers import AuthorsWay
-from .sizes import arithmetic, peak, peak_bytes, seconds
+from .sizes import arithmetic, medians, peak, peak_bytes, seconds
 
 BRIEF = 0.2  # seconds; what takes less is measured over several steps
 TIME = 0.3  # of the flow, at which steps are measured; all take the same
@@ -138,11 +137,13 @@ class Drawing:
 def take_turns(ways: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[float]:
     """The median seconds of each way; one that is brief is done several times in its turn."""
     times = [_times(way, device) for way in ways]
-    taken: list[list[float]] = [[] for _ in ways]
-    for _ in range(rounds):
-        for way, often, seen in zip(ways, times, taken, strict=True):
-            seen.append(seconds(lambda way=way, often=often: [way() for _ in range(often)], device) / often)
-    return [median(seen) for seen in taken]
+    turns = [partial(_repeat, way, often) for way, often in zip(ways, times, strict=True)]
+    return [taken / often for taken, often in zip(medians(turns, rounds, device), times, strict=True)]
+
+
+def _repeat(way: Callable[[], Any], often: int) -> None:
+    for _ in range(often):
+        way()
 
 
 def _times(way: Callable[[], Any], device: torch.device) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention import left_padded_mask
 from ..config import LanguageConfig
 from ..llama import LanguageModel
 from ..model import JanusFlow
@@ -35,11 +36,12 @@ class AuthorsWay:
     """
 
     def __init__(self, model: JanusFlow, ours: bool = False) -> None:
-        with torch.device("meta"):
-            self.hands = JanusFlow(model.config, text=False, operations=nn)
-        self.hands.load_state_dict(model.state_dict(), assign=True)
-        self.hands = model if ours else self.hands.eval().requires_grad_(False)
-        self.llama = None if ours else transformers_llama(model.language_model, model.config.language).model
+        self.hands, self.llama = model, None
+        if not ours:
+            with torch.device("meta"):
+                self.hands = JanusFlow(model.config, text=False, operations=nn).eval().requires_grad_(False)
+            self.hands.load_state_dict(model.state_dict(), assign=True)
+            self.llama = transformers_llama(model.language_model, model.config.language).model
 
     @torch.no_grad()
     def step(self, z: Tensor, t: float, dt: float, prompt: Tensor, seen: Tensor, weight: float) -> Tensor:
@@ -60,7 +62,5 @@ class AuthorsWay:
         real = nn.functional.pad(seen, (0, length - seen.shape[1]), value=1)
         if self.llama is not None:
             return self.llama(inputs_embeds=tokens, attention_mask=real, use_cache=True).last_hidden_state
-        causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        mask = (causal & real[:, None].bool())[:, None]  # (2 B, 1, T, T)
         positions = torch.arange(length, device=tokens.device).expand(rows, -1)
-        return self.hands.language_model.model(tokens, positions, mask)
+        return self.hands.language_model.model(tokens, positions, left_padded_mask(real.bool(), 0))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -117,6 +118,12 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def medians(ways: Sequence[Callable[[], Any]], rounds: int, device: torch.device) -> list[float]:
+    """How long each way takes, the median of some rounds in which they take turns."""
+    taken = [[seconds(way, device) for way in ways] for _ in range(rounds)]
+    return [median(of_one) for of_one in zip(*taken, strict=True)]
 
 
 def synchronize(device: torch.device) -> None:

@@ -101,20 +101,8 @@ def test_random_weights_write_texts_that_differ_with_the_prompt():
 
 
 def test_the_command_prints_json_or_a_table(capsys):
-    small = [
-        "bench",
-        "describe",
-        "--device",
-        "cpu",
-        "--dtype",
-        "fp32",
-        "--rounds",
-        "3",
-        "--new-tokens",
-        "24",
-        "--prompt-tokens",
-        "4",
-    ]
+    short = ["--rounds", "3", "--new-tokens", "24", "--prompt-tokens", "4"]
+    small = ["bench", "describe", "--device", "cpu", "--dtype", "fp32", *short]
     assert main([*small, "--batch", "1", "2", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["size"], line["batch"], line["same"]) for line in lines] == [("tiny", 1, 1.0), ("tiny", 2, 1.0)]
