@@ -425,6 +425,19 @@ def test_prompts_in_one_batch_or_alone_draw_the_same(pack, model, clip, monkeypa
     assert relative(draw(pack, model, clip), together) <= 1e-5
 
 
+def test_attention_that_is_replaced_sees_every_row_in_its_place(pack, model, clip):
+    """Of the prompts too, which are else read once where one begins another: it may tell the branches by their rows."""
+    rows, replaced = [], model.clone()
+
+    def override(attention, q, *args, **kwargs):
+        rows.append(q.shape[0])
+        return attention(q, *args, **kwargs)
+
+    replaced.model_options["transformer_options"]["optimized_attention_override"] = override
+    assert relative(draw(pack, replaced, clip), draw(pack, model, clip)) <= 1e-5
+    assert len(set(rows)) == 1
+
+
 def calls_until_cancelled(module, count, run):
     """How often `module` is called when ComfyUI's cancel button is pressed during its call number `count`."""
     from comfy import model_management
