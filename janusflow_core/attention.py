@@ -67,6 +67,13 @@ class KVCache:
             wider.buffers.append((pair[0], pair[1]))
         return wider
 
+    def first(self, rows: int) -> KVCache:
+        """The first rows, in the same memory."""
+        part = KVCache(self.capacity)
+        part.length = self.length
+        part.buffers = [(k[:rows], v[:rows]) for k, v in self.buffers]
+        return part
+
     def clear_rest(self) -> None:
         """Zeros behind the kept tokens, where the memory still holds whatever was there."""
         for part in (part for layer in self.buffers for part in layer):

@@ -17,9 +17,10 @@ from .attention import Attention, KVCache, prefix_mask, sdpa
 from .config import JanusFlowConfig
 from .device import has_compiler
 from .graphs import replayed
+from .guidance import Guidance
 from .llama import LanguageModel
 from .operations import OPERATIONS
-from .sampling import Velocity, guide
+from .sampling import Velocity
 from .uvit import FlowDecoder, FlowEncoder
 from .vit import VisionEncoder
 
@@ -57,6 +58,13 @@ class Prefix:
             own, others = self.embeddings[row, : self.lengths[row]], dict.fromkeys(found.values())
             found[row] = next((r for r in others if torch.equal(self.embeddings[r, : len(own)], own)), row)
         return [found[row] for row in range(len(rows))]
+
+    def first(self, rows: int) -> Prefix:
+        """The first prompts of a batch that has been read, in the same memory."""
+        assert self.cache is not None
+        few = Prefix(self.embeddings[:rows], self.lengths[:rows], self.starts[:rows], self.cache.first(rows))
+        few.placed = few.layout(self.cache.capacity - self.cache.length)
+        return few
 
     def layout(self, new: int) -> tuple[Tensor, Tensor]:
         """Positions (B, T) and mask of `new` [time, picture] tokens, which see their prompt and what came before them.
@@ -207,13 +215,12 @@ class JanusFlow(nn.Module):
         self,
         prompts: Sequence[Tensor],
         negatives: Sequence[Tensor] | None,
-        weight: float,
+        guidance: Guidance,
         size: tuple[int, int],
         attention: Attention = sdpa,
         fixed: bool = False,
     ) -> Velocity:
-        """The velocity of a sampling run, for latents (B, 4, h, w) of this `size` (h, w), guided with `weight` (paper,
-        eq. 5); 1 is unguided.
+        """The guided velocity of a sampling run (paper, eq. 5), for latents (B, 4, h, w) of this `size` (h, w).
 
         `prompts` are the embeddings (L_i, D) of each picture's own; `negatives` of what each is steered away from, at
         their own lengths. Without them the unconditional rows see BOS alone, at the distance of the row they guide.
@@ -221,7 +228,7 @@ class JanusFlow(nn.Module):
         where they are. Raises ValueError for a prompt that does not fit the model beside its picture.
         """
         rows, starts, count = list(prompts), [len(prompt) for prompt in prompts], len(prompts)
-        if weight != 1.0:
+        if guidance.weight != 1.0:
             rows += negatives or [prompt[:1] for prompt in prompts]
             starts += [len(row) for row in negatives or prompts]
         tokens = flow_tokens(*size)
@@ -229,11 +236,17 @@ class JanusFlow(nn.Module):
         room = 1 << max(max(len(row) for row in rows), SHORTEST - 1).bit_length() if self.compiled else 0
         prefix = self.prefill(Prefix.join(rows, starts, room), tokens, attention)
 
+        alone = prefix.first(count)
+
+        def plain(z: Tensor, t: Tensor) -> Tensor:
+            return self.velocity(z, t, alone, attention)
+
         def guided(z: Tensor, t: Tensor) -> Tensor:
             v = self.velocity(z, t, prefix, attention)
-            return v if len(rows) == count else guide(v[:count], v[count:], weight)
+            return guidance.combine(z, t, v[:count], v[count:])
 
-        return _fixed(guided) if fixed else lambda z, t: guided(z, torch.full((1,), t, device=z.device))
+        ways = [_fixed(way) if fixed else _free(way) for way in (plain, guided)]
+        return lambda z, t: ways[guidance.guides(t)](z, t)
 
     def compile_flow(self) -> None:
         """Let torch.compile make the steps of drawing; from then on prompts take the room of the next power of two, so
@@ -262,10 +275,14 @@ class JanusFlow(nn.Module):
                 weight.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)
 
 
-def _fixed(guided: Callable[[Tensor, Tensor], Tensor]) -> Velocity:
+def _free(way: Callable[[Tensor, Tensor], Tensor]) -> Velocity:
+    return lambda z, t: way(z, torch.full((1,), t, device=z.device))
+
+
+def _fixed(way: Callable[[Tensor, Tensor], Tensor]) -> Velocity:
     """The same with all that it reads in one place: where a GPU's graph finds it."""
     at: list[Tensor] = []
-    run = replayed(lambda: guided(*at))
+    run = replayed(lambda: way(*at))
 
     def velocity(z: Tensor, t: float) -> Tensor:
         if not at:

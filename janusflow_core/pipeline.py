@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
@@ -12,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import decoding, image, sampling
+from . import canvas, decoding, image, sampling
 from .autoencoder import load_vae_files
 from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
 from .decoding import SamplingOptions
 from .device import best_device, best_dtype, free_memory
 from .drawing import DrawingConfig
+from .guidance import Guidance
 from .lora import LoraStack
 from .model import JanusFlow
 from .tokenizer import JanusTokenizer, Message
@@ -117,48 +117,63 @@ class JanusFlowPipeline:
         num_images: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
+        cfg_zero_star: bool = False,
         solver: str = "euler",
-        seed: int = 0,
+        shift: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        variation_seed: int | Sequence[int] = 0,
+        variation_strength: float = 0.0,
         noise: Tensor | None = None,
         init_image: Image.Image | Tensor | None = None,
         strength: float = 1.0,
         mask: Image.Image | Tensor | None = None,
+        differential: bool = False,
         output: Output = "pil",
         on_step: sampling.OnStep | None = None,
     ) -> Any:
-        """Draw `num_images` pictures of each prompt; picture k equals a single run with seed + k.
+        """Draw `num_images` pictures of each prompt; picture k equals a single run with seed + k, or with its own seed
+        of several.
 
         Sides are in pixels, multiples of 16. `guidance` 1 means none. Size, steps and guidance that are not given are
         the checkpoint's own (`pipe.drawing`): the paper's 30 steps and guidance of 2 at the trained size by default.
-        `noise` (B, 4, h, w) replaces the drawn z0. `strength` in (0, 1] is how far `init_image` is dissolved, and
-        `mask` is 1 where it is painted anew. Returns a list of PIL pictures, pixels (B, 3, H, W) in [0, 1] or
-        model-scale latents (B, 4, h, w). Raises ValueError for bad arguments; `on_step` may raise to cancel.
+        What guidance can be besides says `Guidance`, `solver` and `shift` `sampling`. `variation_strength` in [0, 1]
+        is how far the noise turns to that of `variation_seed`, which counts on as `seed` does; `noise` (B, 4, h, w)
+        replaces it. `strength` in (0, 1] is how far `init_image` is dissolved, and `mask` is 1 where it is painted
+        anew, between 0 and 1 a mix or, if `differential`, from a later moment on. Returns a list of PIL pictures,
+        pixels (B, 3, H, W) in [0, 1] or model-scale latents (B, 4, h, w). Raises ValueError for bad arguments;
+        `on_step` may raise to cancel.
         """
         rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
         self._check_output(output)
         start = 1.0 - _fraction(strength)
         if init_image is None and (start or mask is not None):
             raise ValueError("mask and strength need init_image: they say what of that picture is painted anew.")
-        steps = self.drawing.steps if steps is None else steps
-        guidance = self.drawing.guidance if guidance is None else guidance
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be a number, got {guidance}.")
-        noise = self._noise(len(rows), width, height, seed, noise)
-        times = sampling.time_grid(steps, start)
+        weight = self.drawing.guidance if guidance is None else guidance
+        guided = Guidance(weight, guidance_start, guidance_end, cfg_zero_star, guidance_rescale)
+        if not rows:
+            raise ValueError("there is nothing to draw: give at least one prompt and num_images of at least 1.")
+        if noise is None:
+            seeds, others = (canvas.own_seeds(given, len(rows)) for given in (seed, variation_seed))
+            noise = canvas.varied_noise(self._latent_shape(width, height), seeds, others, variation_strength)
+        noise = self._checked_noise(noise, len(rows)).to(self.device, torch.float32)
+        times = sampling.time_grid(self.drawing.steps if steps is None else steps, start, shift)
         z, inpaint = noise, None
         if init_image is not None:
             x = self._latents(init_image, noise)
             z = sampling.interpolate(x, noise, times[0])
             if mask is not None:
-                inpaint = sampling.Inpaint(x, self._latent_mask(mask, noise), noise)
-        velocity = self.guided_velocity(rows, negative_prompt, guidance, noise.shape)
+                inpaint = sampling.Inpaint(x, canvas.latent_mask(mask, noise), noise, times[0], differential)
+        velocity = self.guided_velocity(rows, negative_prompt, guided, noise.shape)
         latents = sampling.integrate(velocity, z, times, solver, inpaint, on_step)
         return self._finish(latents, output)
 
     __call__ = generate
 
     def guided_velocity(
-        self, prompts: Sequence[str], negative_prompt: str | None, guidance: float, shape: Sequence[int]
+        self, prompts: Sequence[str], negative_prompt: str | None, guidance: Guidance, shape: Sequence[int]
     ) -> sampling.Velocity:
         """The guided velocity of latents of this (B, 4, h, w) shape: a closure over the prompts' keys and values.
 
@@ -173,34 +188,21 @@ class JanusFlowPipeline:
     def _embedded(self, prompt: str) -> Tensor:
         return self.model.encode_prompt(torch.tensor(self.tokenizer.generation_ids(prompt), device=self.device))
 
-    def _noise(self, rows: int, width: int | None, height: int | None, seed: int, noise: Tensor | None) -> Tensor:
-        if rows == 0:
-            raise ValueError("there is nothing to draw: give at least one prompt and num_images of at least 1.")
-        trained, channels = self.image_config.image_size, self.model.config.flow.latent_channels
-        width = (self.drawing.width or trained) if width is None else width
-        height = (self.drawing.height or trained) if height is None else height
-        if noise is None:
-            for name, side in (("width", width), ("height", height)):
-                if side % 16 or side < 16:
-                    raise ValueError(f"{name} must be a multiple of 16 pixels, got {side}.")
-            noise = sampling.draw_noise((channels, height // 8, width // 8), [seed + k for k in range(rows)])
+    def _latent_shape(self, width: int | None, height: int | None) -> tuple[int, int, int]:
+        trained, own = self.image_config.image_size, self.drawing
+        width = (own.width or trained) if width is None else width
+        height = (own.height or trained) if height is None else height
+        return self.model.config.flow.latent_channels, *canvas.latent_sides(width, height)
+
+    def _checked_noise(self, noise: Tensor, rows: int) -> Tensor:
+        channels = self.model.config.flow.latent_channels
         if noise.dim() != 4 or noise.shape[:2] != (rows, channels) or noise.shape[2] % 2 or noise.shape[3] % 2:
             raise ValueError(f"noise must be ({rows}, {channels}, h, w) with even h and w, got {tuple(noise.shape)}.")
-        return noise.to(self.device, torch.float32)
+        return noise
 
     def _latents(self, picture: Image.Image | Tensor, like: Tensor) -> Tensor:
-        size = like.shape[3] * 8, like.shape[2] * 8
-        if isinstance(picture, Image.Image):
-            picture = image.pixels(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))[None]
-        if picture.shape[-2:] != (size[1], size[0]) or picture.dim() != 4:
-            raise ValueError(f"init_image must be (B, 3, {size[1]}, {size[0]}) in [0, 1], got {tuple(picture.shape)}.")
-        return self.need_codec().encode(picture).to(like).expand(like.shape)
-
-    def _latent_mask(self, mask: Image.Image | Tensor, like: Tensor) -> Tensor:
-        if isinstance(mask, Image.Image):
-            mask = image.pixels(mask.convert("L"))
-        mask = mask.reshape(-1, 1, *mask.shape[-2:]).to(like)
-        return torch.nn.functional.interpolate(mask, size=like.shape[-2:], mode="bilinear")
+        pixels = canvas.start_pixels(picture, (like.shape[3] * 8, like.shape[2] * 8))
+        return self.need_codec().encode(pixels).to(like).expand(like.shape)
 
     def _finish(self, latents: Tensor, output: Output) -> Any:
         if output == "latent":

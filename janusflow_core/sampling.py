@@ -16,7 +16,8 @@ from torch import Tensor
 Velocity = Callable[[Tensor, float], Tensor]
 # (steps done, steps in all, the picture the flow is heading for (B, C, h, w)); may raise to cancel
 OnStep = Callable[[int, int, Tensor], None]
-Step = Callable[[Velocity, Tensor, Tensor, float, float], Tensor]
+# (velocity, z, where the flow is, where it was a step before, the time to reach) -> z there
+Step = Callable[[Velocity, Tensor, "Point", "Point | None", float], Tensor]
 
 
 def time_grid(steps: int, start: float = 0.0, shift: float = 1.0) -> list[float]:
@@ -41,6 +42,17 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     return torch.stack(rows)
 
 
+def spherical_mix(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """The point at this share of the arc from each row of `first` (B, ...) to that of `second`: noise of the same
+    deviation, which a straight mix of two is not."""
+    a, b = first.flatten(1).double(), second.flatten(1).double()
+    angle = torch.acos(torch.cosine_similarity(a, b).clamp(-1.0, 1.0))[:, None]  # (B, 1)
+    weights = torch.sin(torch.cat(((1.0 - share) * angle, share * angle), dim=1)) / torch.sin(angle)
+    near = angle.abs() < 1e-6  # of two alike the arc is a point
+    mixed = torch.where(near, a, weights[:, :1] * a + weights[:, 1:] * b)
+    return mixed.to(first.dtype).view_as(first)
+
+
 def logit_normal(count: int, generator: torch.Generator, mean: float | Tensor = 0.0) -> Tensor:
     """Times (count,) in (0, 1) whose logit is normal with deviation 1, on the generator's device.
 
@@ -58,37 +70,85 @@ def interpolate(x: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
     return at * x + (1.0 - at) * noise
 
 
-def guide(cond: Tensor, uncond: Tensor, weight: float) -> Tensor:
-    """Classifier-free guidance (paper, eq. 5): weight * cond + (1 - weight) * uncond."""
-    return weight * cond + (1.0 - weight) * uncond
+@dataclass(frozen=True)
+class Point:
+    """A time `t` of the way, the velocity there, and the picture `ahead` that it heads for, both (B, C, h, w)."""
+
+    t: float
+    v: Tensor
+    ahead: Tensor
 
 
-def euler(velocity: Velocity, z: Tensor, v: Tensor, t: float, dt: float) -> Tensor:
+def euler(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
     """First order, one evaluation a step: the authors' solver."""
-    return z + v * dt
+    return z + here.v * (t_next - here.t)
 
 
-def heun(velocity: Velocity, z: Tensor, v: Tensor, t: float, dt: float) -> Tensor:
+def heun(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
     """Second order, two evaluations a step; the last step is Euler's, because t = 1 was never trained."""
-    if t + dt >= 1.0 - 1e-6:
-        return z + v * dt
-    return z + 0.5 * dt * (v + velocity(z + v * dt, t + dt))
+    dt = t_next - here.t
+    if t_next >= 1.0 - 1e-6:
+        return z + here.v * dt
+    return z + 0.5 * dt * (here.v + velocity(z + here.v * dt, t_next).float())
 
 
-SOLVERS: dict[str, Step] = {"euler": euler, "heun": heun}
+def ab2(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
+    """Adams and Bashforth's: second order with one evaluation a step, by the velocity of the step before; the first
+    and the last step are Euler's. ComfyUI's ipndm_v of order 2."""
+    dt = t_next - here.t
+    if last is None or t_next >= 1.0:
+        return z + here.v * dt
+    bend = dt / (2.0 * (here.t - last.t))
+    return z + dt * ((1.0 + bend) * here.v - bend * last.v)
+
+
+def dpmpp_2m(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095): second order with one evaluation a step, in the logarithm of the noise that
+    is left, by the picture of the step before; the first and the last step are Euler's."""
+    left = (1.0 - t_next) / (1.0 - here.t)
+    ahead = here.ahead
+    if last is not None and t_next < 1.0:
+        bend = math.log(left) / (2.0 * math.log((1.0 - here.t) / (1.0 - last.t)))
+        ahead = (1.0 + bend) * ahead - bend * last.ahead
+    return left * z + (1.0 - left) * ahead
+
+
+SOLVERS: dict[str, Step] = {"euler": euler, "heun": heun, "ab2": ab2, "dpmpp_2m": dpmpp_2m}
 
 
 @dataclass(frozen=True)
 class Inpaint:
-    """Keep `x` (B, C, h, w) where `mask` (B, 1, h, w) is 0, paint where it is 1; `noise` is the flow's own start."""
+    """Keep `x` (B, C, h, w) where `mask` (B, 1, h, w) is 0, paint where it is 1; `noise` is the flow's own start.
+
+    Between them a mask mixes both at every step, as ComfyUI does. Or, `differential`, it says when painting begins
+    (arXiv 2306.00950): 0.7 is kept for the first 0.3 of the way, which begins at time `start`.
+    """
 
     x: Tensor
     mask: Tensor
     noise: Tensor
+    start: float = 0.0
+    differential: bool = False
 
-    def blend(self, z: Tensor, t: float) -> Tensor:
-        """Put the kept region back on its own path at time `t`; at t = 1 it is `x` itself."""
-        return self.mask * z + (1.0 - self.mask) * interpolate(self.x, self.noise, t)
+    def mask_at(self, t: float) -> Tensor:
+        """What is painted at time `t`, (B, 1, h, w)."""
+        left = (1.0 - t) / (1.0 - self.start)
+        return (self.mask >= left).to(self.mask) if self.differential else self.mask
+
+    def around(self, velocity: Velocity) -> Velocity:
+        """The velocity of a picture of which only the masked part is free to move."""
+
+        def masked(z: Tensor, t: float) -> Tensor:
+            mask, left = self.mask_at(t), 1.0 - t
+            mixed = mask * z + (1.0 - mask) * interpolate(self.x, self.noise, t)
+            ahead = mask * (mixed + left * velocity(mixed, t).float()) + (1.0 - mask) * self.x
+            return (ahead - z) / left
+
+        return masked
+
+    def finish(self, z: Tensor) -> Tensor:
+        """The end of the flow with what was kept restored, free of rounding."""
+        return torch.where(self.mask > 0, z, self.x)
 
 
 def integrate(
@@ -105,13 +165,13 @@ def integrate(
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}.")
-    z, steps = z.float(), len(times) - 1
+    velocity = inpaint.around(velocity) if inpaint is not None else velocity
+    z, steps, last = z.float(), len(times) - 1, None
     for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         v = velocity(z, t).float()
-        ahead = z + (1.0 - t) * v
-        z = SOLVERS[solver](velocity, z, v, t, t_next - t)
-        if inpaint is not None:
-            z = inpaint.blend(z, t_next)
+        here = Point(t, v, z + (1.0 - t) * v)
+        z = SOLVERS[solver](velocity, z, here, last, t_next)
+        last = here
         if on_step is not None:
-            on_step(k + 1, steps, ahead)
-    return z
+            on_step(k + 1, steps, here.ahead)
+    return inpaint.finish(z) if inpaint is not None else z

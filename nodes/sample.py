@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
-from ..janusflow_core.sampling import draw_noise, time_grid
+from ..janusflow_core.canvas import varied_noise
+from ..janusflow_core.guidance import Guidance
+from ..janusflow_core.sampling import time_grid
 from .native.compat import SDXL, io, latent_preview, model_management, sample, samplers
+from .native.guidance import with_guidance
 from .native.model import JanusFlowModel
 
-SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral"]
+SAMPLERS = ["euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "ipndm_v"]
 
 
 class JanusFlowSampler(io.ComfyNode):
@@ -99,6 +102,63 @@ class JanusFlowSampler(io.ComfyNode):
                     advanced=True,
                     tooltip="Above 1 spends more steps near the noise. 1 is the paper's uniform grid.",
                 ),
+                # Later inputs are optional and last, so that graphs saved without them still run.
+                io.Float.Input(
+                    "guidance_start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="From when on cfg counts, between 0, noise, and 1, the picture.",
+                ),
+                io.Float.Input(
+                    "guidance_end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Until when cfg counts. Steps outside take half the time.",
+                ),
+                io.Float.Input(
+                    "guidance_rescale",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far the contrast that cfg adds is taken back: for high cfg that burns colors.",
+                ),
+                io.Boolean.Input(
+                    "cfg_zero_star",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Scales the velocity without prompt to fit the one with it (CFG-Zero*).",
+                ),
+                io.Int.Input(
+                    "variation_seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Seed of the noise that variation_strength turns to; each further picture adds 1.",
+                ),
+                io.Float.Input(
+                    "variation_strength",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far the noise turns from seed's to variation_seed's: 0.1 is a sister of the picture.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="Unscaled, like every SDXL latent.")],
         )
@@ -119,6 +179,12 @@ class JanusFlowSampler(io.ComfyNode):
         sampler: str = "euler",
         shift: float = 1.0,
         latent: dict[str, Any] | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
+        cfg_zero_star: bool = False,
+        variation_seed: int = 0,
+        variation_strength: float = 0.0,
     ) -> io.NodeOutput:
         if not isinstance(model.model, JanusFlowModel):
             raise ValueError("Flow Sampler needs a JanusFlow MODEL; for other models use KSampler.")
@@ -127,10 +193,12 @@ class JanusFlowSampler(io.ComfyNode):
                 raise ValueError(f"{name} is {value}, but must be a number.")
         drawing = model.model.model_config.drawing
         steps, cfg = steps or drawing.steps, drawing.guidance if cfg < 0 else cfg
+        model = with_guidance(model, Guidance(cfg, guidance_start, guidance_end, cfg_zero_star, guidance_rescale))
         start = dict(latent) if latent is not None else _empty_latent(model, width, height, batch_size)
         samples = sample.fix_empty_latent_channels(model, start["samples"])
         indices = start.get("batch_index", range(len(samples)))
-        noise = draw_noise(samples.shape[1:], [(seed + k) % 2**64 for k in indices])
+        seeds, others = ([(first + k) % 2**64 for k in indices] for first in (seed, variation_seed))
+        noise = varied_noise(samples.shape[1:], seeds, others, variation_strength)
         # The schedule is the model's own uniform grid; sigma counts noise, t counts data.
         sigmas = torch.tensor([1.0 - t for t in time_grid(steps, start=1.0 - denoise, shift=shift)])
         callback = latent_preview.prepare_callback(model, steps)

@@ -37,16 +37,17 @@ def test_the_library_example(tmp_path, monkeypatch):
 
 
 def test_the_commands(tmp_path):
-    told = {}
+    told = []
     for line in re.findall(r"^\| `(janusflow (?:generate|describe) [^`]+)` \|", README, re.M):
         command = [sys.executable, "-m", "janusflow_core.cli", *shlex.split(line)[1:]]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
-        told[line.split()[1]] = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
-    (path,) = told["generate"].splitlines()
+        told.append(subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout.splitlines())
+    (path,), again, answer = told
     (prompt,) = re.findall(r'^\| `janusflow generate "(.+?)"', README, re.M)
     with Image.open(tmp_path / path) as picture:
         assert judge(picture, prompt)
-    assert told["describe"] == "circle\n"  # asked for the shape of the red object
+    assert again == [f"janusflow_{seed}_0.png" for seed in (1, 2, 3)]
+    assert answer == ["circle"]  # asked for the shape of the red object
 
 
 def test_the_lora_that_ships_draws_and_names_what_the_model_never_saw():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import sampling
+from ..guidance import Guidance
 from ..model import JanusFlow
 from .peers import AuthorsWay
 from .sizes import arithmetic, medians, peak, peak_bytes, seconds
@@ -104,7 +105,7 @@ class Drawing:
     def begin(self, weight: float) -> sampling.Velocity:
         """Our velocity, the prompts read."""
         size, fixed = (self.z.shape[2], self.z.shape[3]), self.z.device.type == "cuda"
-        return self.model.guided(list(self.rows), None, weight, size, fixed=fixed)
+        return self.model.guided(list(self.rows), None, Guidance(weight), size, fixed=fixed)
 
     def warm(self, weight: float) -> sampling.Velocity:
         """The same after as many steps as take longer than later ones: three on a GPU, until a graph is recorded."""

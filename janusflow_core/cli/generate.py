@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from .. import __version__
-from .loading import LoadOptions
+from ..wildcards import expand, read_prompts
+from .loading import LoadOptions, lora_is_there
 from .options import progress
+from .origin import Origin
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..drawing import DrawingConfig
     from ..pipeline import JanusFlowPipeline
 
-ORIGIN_KEY = "janusflow"  # in a PNG; ComfyUI takes what stands under `prompt`, `workflow` or `parameters` for its own
+# What the pipeline takes by the same name, and what it is where neither the user nor --like says anything.
+SETTINGS: dict[str, Any] = {
+    "negative_prompt": None,
+    "width": None,
+    "height": None,
+    "steps": None,
+    "guidance": None,
+    "guidance_start": 0.0,
+    "guidance_end": 1.0,
+    "guidance_rescale": 0.0,
+    "cfg_zero_star": False,
+    "solver": "euler",
+    "shift": 1.0,
+    "variation_strength": 0.0,
+    "strength": 1.0,
+    "differential": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +43,22 @@ class Generate(LoadOptions):
     """Draw pictures of prompts; prints the path of each PNG, which remembers how it was made."""
 
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT...", help_behavior_hint="(required)")]
-    """What to draw; several prompts are drawn together."""
+    """What to draw, several one after the other. {red|blue} is one of these for each picture, by its seed. Weights as
+    in (red:1.2) have no meaning."""
+    prompts: Path | None = None
+    """A text file with more prompts, one a line; # begins a remark."""
+    wildcards: Path | None = None
+    """A folder of lists: with color.txt in it, __color__ in a prompt is one of its lines for each picture."""
+    like: Path | None = None
+    """A picture that this command drew: it is drawn again, with whatever is said besides changed."""
     negative_prompt: str | None = None
     """What to stay away from."""
     out: Path = Path(".")
     """Folder for the pictures, janusflow_<its own seed>_<number>.png; nothing in it is overwritten."""
-    num_images: int = 1
-    """Pictures of each prompt."""
+    num_images: int | None = None
+    """Pictures of each prompt; 1, or one for each seed, by default."""
+    batch_size: int = 16
+    """So many pictures are drawn at once; memory grows with it, the pictures stay the same."""
     width: int | None = None
     """In pixels, a multiple of 16; the size the model was trained at by default."""
     height: int | None = None
@@ -44,16 +68,32 @@ class Generate(LoadOptions):
     guidance: float | None = None
     """How much the prompt outweighs the negative prompt, 1 is none; what suits the model by default, 2 for the official
     one."""
-    solver: Literal["euler", "heun"] = "euler"
-    """heun takes twice the time of euler and needs fewer steps."""
-    seed: int = 0
-    """The k-th picture is the same as the only picture of seed + k."""
+    guidance_start: float | None = None
+    """From when on there is guidance, between 0, noise and the default, and 1, the picture."""
+    guidance_end: float | None = None
+    """Until when; 1 by default. Steps without guidance take half the time."""
+    guidance_rescale: float | None = None
+    """How far the contrast that guidance adds is taken back, 0 to 1; 0 by default."""
+    cfg_zero_star: bool = False
+    """Scale the velocity without prompt to fit the one with it (CFG-Zero*)."""
+    solver: Literal["euler", "heun", "ab2", "dpmpp_2m"] | None = None
+    """euler by default. heun takes twice the time and needs fewer steps, ab2 and dpmpp_2m need fewer at no cost."""
+    shift: float | None = None
+    """Above 1 more steps lie near the noise, below near the picture; 1 by default."""
+    seed: tuple[int, ...] | None = None
+    """One counts on from picture to picture, 0 by default; of several each prompt is drawn with every one."""
+    variation_seed: int | None = None
+    """Turn the noise towards that of this seed, which counts on too."""
+    variation_strength: float | None = None
+    """How far it turns, 0 to 1."""
     init_image: Path | None = None
     """Start from this picture instead of from noise alone."""
-    strength: float = 1.0
-    """How far --init-image is dissolved, above 0 and up to 1."""
+    strength: float | None = None
+    """How far --init-image is dissolved, above 0 and up to 1, the default."""
     mask: Path | None = None
-    """White where --init-image is painted anew, black where it stays."""
+    """White where --init-image is painted anew, black where it stays, a mix between."""
+    differential: bool = False
+    """Grey in --mask says when painting begins, the darker the later."""
     vae: Path | None = None
     """An SDXL VAE, a .safetensors file or a diffusers folder, where the model brings none."""
     compile: bool = False
@@ -61,66 +101,98 @@ class Generate(LoadOptions):
 
     def run(self) -> int:
         """Draw and save; the status is 0."""
-        if not self.prompt or not all(prompt.strip() for prompt in self.prompt):
-            raise ValueError('got no prompt or an empty one, say what to draw: janusflow generate "a red circle"')
-        if self.strength != 1.0 and self.init_image is None:
-            raise ValueError("got --strength without --init-image, which it dissolves: name that picture too")
+        asked = self if self.like is None else self._completed(Origin.of(self.like), self.like.name)
+        prompts, seeds = asked._rows()
+        if asked.init_image is None and (asked.mask is not None or asked.strength not in (None, 1.0)):
+            raise ValueError("got --strength or --mask without --init-image, which they change: name that picture too")
         self.out.mkdir(parents=True, exist_ok=True)
-        from ..image import open_image
         from ..pipeline import JanusFlowPipeline
         from ..png import save_new
 
-        start, mask = (path and open_image(path) for path in (self.init_image, self.mask))
-        with self.loading() as place:
-            pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **place)
+        files = asked._pictures()
+        with asked.loading() as place:
+            pipe = JanusFlowPipeline.from_pretrained(asked.model, vae=asked.vae, **place)
         pipe = pipe.compile() if self.compile else pipe
-        settled = self._settled(pipe.drawing)
-        for row, picture in enumerate(settled._draw(pipe, start, mask)):
-            name, origin = f"janusflow_{self.seed + row}", json.dumps(settled._origin(row), ensure_ascii=False)
-            print(save_new(self.out, name, picture, {ORIGIN_KEY: origin}), flush=True)
+        settled = asked._settled(pipe)
+        pictures = settled._drawn(pipe, prompts, seeds, files)
+        for row, (prompt, seed, picture) in enumerate(zip(prompts, seeds, pictures, strict=True)):
+            origin = settled._origin(prompt, seed, row, picture.size)
+            print(save_new(self.out, f"janusflow_{seed}", picture, origin.chunks()), flush=True)
         return 0
 
-    def _settled(self, drawing: DrawingConfig) -> Generate:
-        """The same command with the checkpoint's own steps and guidance where none were given."""
-        steps = drawing.steps if self.steps is None else self.steps
-        return replace(self, steps=steps, guidance=drawing.guidance if self.guidance is None else self.guidance)
+    def _rows(self) -> tuple[list[str], list[int]]:
+        """The prompt and the seed of each picture."""
+        prompts = [*self.prompt, *(read_prompts(self.prompts) if self.prompts else ())]
+        if not prompts or not all(prompt.strip() for prompt in prompts):
+            raise ValueError('got no prompt or an empty one, say what to draw: janusflow generate "a red circle"')
+        seeds = list(self.seed or (0,))
+        each = len(seeds) if self.num_images is None else self.num_images
+        for option, number in (("--num-images", each), ("--batch-size", self.batch_size)):
+            if number < 1:
+                raise ValueError(f"got {option} {number}, expected at least 1")
+        if len(seeds) > 1 and each != len(seeds):
+            raise ValueError(f"got {len(seeds)} seeds for {each} pictures of a prompt: leave --num-images out")
+        prompts = [prompt for prompt in prompts for _ in range(each)]
+        seeds = seeds * (len(prompts) // each) if len(seeds) > 1 else [seeds[0] + k for k in range(len(prompts))]
+        return [expand(prompt, seed, self.wildcards) for prompt, seed in zip(prompts, seeds, strict=True)], seeds
 
-    def _draw(
-        self, pipe: JanusFlowPipeline, start: Image.Image | None, mask: Image.Image | None
-    ) -> Sequence[Image.Image]:
-        with progress("drawing") as show:
-            return pipe.generate(
-                self.prompt,
-                negative_prompt=self.negative_prompt,
-                width=self.width,
-                height=self.height,
-                num_images=self.num_images,
-                steps=self.steps,
-                guidance=self.guidance,
-                solver=self.solver,
-                seed=self.seed,
-                init_image=start,
-                strength=self.strength,
-                mask=mask,
-                on_step=lambda done, total, _: show(done, total),
-            )
-
-    def _origin(self, row: int) -> dict[str, Any]:
-        """How picture `row` was made, by itself; paths are cut to names, because pictures get shared."""
-        values = {
-            "prompt": self.prompt[row // self.num_images],
-            "negative_prompt": self.negative_prompt,
-            "seed": self.seed + row,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "solver": self.solver,
-            "model": Path(self.model).name,
-            "version": f"janusflow {__version__}",
+    def _completed(self, made: Origin, name: str) -> Generate:
+        """The same command with what it leaves open taken from a picture; files must be named anew."""
+        for option in ("init_image", "mask"):
+            if (file := getattr(made, option)) and getattr(self, option) is None:
+                raise ValueError(f"{name} was drawn with {file}: say where that is with --{option.replace('_', '-')}")
+        if made.model != Path(self.model).name and self.model == LoadOptions.model:
+            raise ValueError(f"{name} was drawn by {made.model}: say where that is with --model")
+        if not self.lora and (gone := [text for text in made.lora if not lora_is_there(text)]):
+            raise ValueError(f"{name} was drawn with the LoRA {gone[0]}: say where that is with --lora")
+        open_ones = [option for option in SETTINGS if getattr(self, option) is None or getattr(self, option) is False]
+        values = {option: getattr(made, option) for option in open_ones} | {
+            "prompt": self.prompt or (() if self.prompts else (made.prompt,)),
+            "seed": self.seed or (made.seed,),
+            "dtype": self.dtype or made.dtype,
+            "lora": self.lora or made.lora,
         }
-        if self.lora:
-            values["lora"] = [Path(text).name for text in self.lora]
-        if self.init_image is not None:
-            values |= {"init_image": self.init_image.name, "strength": self.strength}
-        if self.mask is not None:
-            values["mask"] = self.mask.name
-        return {name: value for name, value in values.items() if value is not None}
+        if self.variation_seed is None:
+            values["variation_seed"] = made.variation_seed
+        return replace(self, **values)
+
+    def _settled(self, pipe: JanusFlowPipeline) -> Generate:
+        """The same command with the checkpoint's own settings where it has some, and SETTINGS, for what is open."""
+        own = pipe.drawing.model_dump()
+        open_ones = [option for option in SETTINGS if getattr(self, option) is None]
+        values = {option: own.get(option, SETTINGS[option]) for option in open_ones}
+        return replace(self, **values, dtype="bf16" if pipe.dtype.itemsize == 2 else "fp32")
+
+    def _pictures(self) -> dict[str, Any]:
+        from ..image import open_image
+
+        return {
+            option: open_image(file) for option in ("init_image", "mask") if (file := getattr(self, option)) is not None
+        }
+
+    def _drawn(
+        self, pipe: JanusFlowPipeline, prompts: Sequence[str], seeds: Sequence[int], files: dict[str, Any]
+    ) -> Iterator[Image.Image]:
+        """The pictures in their order, some at once, so that the first are saved before the last are begun."""
+        settings = {option: getattr(self, option) for option in SETTINGS}
+        for first in range(0, len(prompts), self.batch_size):
+            rows = range(first, min(first + self.batch_size, len(prompts)))
+            with progress("drawing") as show:
+                yield from pipe.generate(
+                    [prompts[row] for row in rows],
+                    seed=[seeds[row] for row in rows],
+                    variation_seed=(self.variation_seed or 0) + first,
+                    on_step=lambda done, total, _: show(done, total),
+                    **settings,
+                    **files,
+                )
+
+    def _origin(self, prompt: str, seed: int, row: int, size: tuple[int, int]) -> Origin:
+        """How one picture was made, by itself."""
+        varied = {"variation_seed": (self.variation_seed or 0) + row} if self.variation_strength else {}
+        files = {option: file.name for option in ("init_image", "mask") if (file := getattr(self, option)) is not None}
+        made: dict[str, Any] = {option: getattr(self, option) for option in SETTINGS} | varied | files
+        if self.init_image is None:
+            made |= dict.fromkeys(("strength", "differential"))
+        made |= {"prompt": prompt, "seed": seed, "width": size[0], "height": size[1], "model": Path(self.model).name}
+        return Origin(**made, lora=tuple(Path(text).name for text in self.lora), dtype=self.dtype)

@@ -62,6 +62,13 @@ def path_and_strength(text: str) -> tuple[Path, float]:
     return Path(before), strength
 
 
+def lora_is_there(text: str) -> bool:
+    """Whether FILE or FILE:STRENGTH names a LoRA that can be found."""
+    from ..lora import lora_path
+
+    return any(name and lora_path(name).exists() for name in (text, text.rpartition(":")[0]))
+
+
 def torch_dtype(name: str | None) -> torch.dtype | None:
     """torch's type for bf16, fp16 or fp32."""
     import torch

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import decoding, sampling
 from ..attention import Attention, sdpa
 from ..drawing import DrawingConfig
+from ..guidance import Guidance
 from ..image import ImageConfig, from_tensor, preprocess
 from ..model import JanusFlow, Prefix, flow_tokens
 from ..tokenizer import JanusTokenizer
@@ -99,7 +100,7 @@ class Subject:
         """Pictures of some prompts at the trained size, as inference draws them: how far the training has come."""
         side, count = self.image.image_size // 8, len(prompts)
         rows = [self.prompt(self.tokenizer.generation_ids(prompt)) for prompt in prompts]
-        guided = self.flow.guided(rows, None, drawing.guidance, (side, side), self.attention)
+        guided = self.flow.guided(rows, None, Guidance(drawing.guidance), (side, side), self.attention)
         shape = (self.flow.config.flow.latent_channels, side, side)
         noise = sampling.draw_noise(shape, [seed + row for row in range(count)]).to(self.device)
         return self.pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps)))

@@ -247,6 +247,46 @@ def test_a_noise_mask_keeps_the_other_half(server, uploaded):
     assert relative(found, drawn(tiny(), init_image=LEFT_RIGHT, mask=picture)) <= 1e-3
 
 
+@pytest.mark.parametrize("differential", [False, True])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+def test_a_soft_mask_paints_what_the_library_paints(server, uploaded, tmp_path, differential, sampler):
+    grey = Image.linear_gradient("L").rotate(90).resize((96, 96))
+    graph = Graph()
+    loaded = graph.load(vae="from checkpoint")
+    latent = graph.add("VAEEncode", pixels=graph.add("LoadImage", image=uploaded[0]), vae=loaded[2])
+    mask = graph.add("LoadImageMask", image=graphs.upload(server, tmp_path, grey.convert("RGB"))[0], channel="red")
+    masked = graph.add("SetLatentNoiseMask", samples=latent, mask=mask)
+    encoded = graph.encode(loaded, "three green stars")
+    model = graph.add("DifferentialDiffusion", model=loaded, strength=1.0) if differential else loaded
+    sampled = graph.flow(model, encoded, latent=masked, sampler=sampler, steps=6, denoise=0.8)
+    options = {"init_image": LEFT_RIGHT, "mask": grey, "strength": 0.8, "steps": 6, "solver": sampler}
+    expected = drawn(tiny(), "three green stars", differential=differential, **options)
+    other = drawn(tiny(), "three green stars", differential=not differential, **options)
+    found = graph.latents(server, sampled)[0]
+    assert relative(found, expected) <= 1e-3 < relative(found, other)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"guidance_start": 0.3, "guidance_end": 0.7},
+        {"guidance_rescale": 0.7},
+        {"cfg_zero_star": True},
+        {"cfg_zero_star": True, "guidance_rescale": 0.5, "guidance_start": 0.2, "shift": 2.0, "steps": 7},
+        {"variation_seed": 21, "variation_strength": 0.4},
+    ],
+)
+def test_further_settings_draw_what_the_library_draws(server, changed):
+    graph = Graph()
+    loaded = graph.load()
+    encoded = graph.encode(loaded)
+    options = {"steps": 5, "cfg": 5.0, **changed}
+    plain, sampled = graph.flow(loaded, encoded, steps=5, cfg=5.0), graph.flow(loaded, encoded, batch_size=2, **options)
+    before, found = graph.latents(server, plain, sampled)
+    expected = drawn(tiny(), num_images=2, guidance=options.pop("cfg"), **options)
+    assert relative(found, expected) <= 1e-3 < relative(found[:1], before)
+
+
 @pytest.mark.parametrize(("width", "height"), [(104, 96), (72, 136), (24, 16)])
 def test_latents_of_odd_size_are_drawn(server, width, height):
     graph = Graph()

@@ -19,7 +19,7 @@ FLOORS = [
     {"bench", "host", "world"},
     {"bulk", "convert", "pipeline", "train"},
     {"checkpoint", "lora"},
-    {"adapters", "autoencoder", "decoding", "layout", "vae", "weights"},
+    {"adapters", "autoencoder", "canvas", "decoding", "layout", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
     {
@@ -29,12 +29,14 @@ FLOORS = [
         "device",
         "drawing",
         "graphs",
+        "guidance",
         "image",
         "operations",
         "partial",
         "png",
         "sampling",
         "tokenizer",
+        "wildcards",
     },
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

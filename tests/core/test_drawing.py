@@ -12,6 +12,7 @@ from janusflow_core import sampling
 from janusflow_core.checkpoint import open_checkpoint
 from janusflow_core.convert import convert
 from janusflow_core.drawing import DrawingConfig, Preview
+from janusflow_core.guidance import Guidance
 from janusflow_core.layout import describe_files, save_folder
 from janusflow_core.pipeline import JanusFlowPipeline
 
@@ -44,7 +45,7 @@ def test_what_the_user_leaves_out_is_the_checkpoints_own(tmp_path):
 
 def test_without_a_word_from_the_checkpoint_it_is_the_papers():
     shape, pipe = (1, 4, 4, 4), micro_pipeline()
-    velocity = pipe.guided_velocity(["a cat"], None, 2.0, shape)
+    velocity = pipe.guided_velocity(["a cat"], None, Guidance(2.0), shape)
     expected = sampling.integrate(velocity, sampling.draw_noise(shape[1:], [0]), sampling.time_grid(30))
     torch.testing.assert_close(pipe.generate("a cat", output="latent"), expected, rtol=0, atol=0)
 

@@ -22,6 +22,7 @@ import json, re, sys, time
 from pathlib import Path
 import torch
 from PIL import Image
+from janusflow_core.guidance import Guidance
 from janusflow_core.pipeline import JanusFlowPipeline
 
 folder, picture = sys.argv[1:]
@@ -36,7 +37,7 @@ pipe = JanusFlowPipeline.from_pretrained(folder, device="cpu", dtype=torch.bfloa
 lap("load (s)")
 side = pipe.image_config.image_size // 8
 z = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
-v = pipe.guided_velocity(["a red cat"], None, 2.0, z.shape)(z, 0.5)
+v = pipe.guided_velocity(["a red cat"], None, Guidance(2.0), z.shape)(z, 0.5)
 lap("one guided velocity (s)")
 tokens = []
 turns = pipe.tokenizer.question_messages("What is in this image?")

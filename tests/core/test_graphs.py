@@ -6,6 +6,7 @@ from golden import micro, recipe
 from torch import Tensor
 
 from janusflow_core import graphs, model
+from janusflow_core.guidance import Guidance
 
 
 def test_a_step_is_captured_once_after_it_has_warmed_up(monkeypatch):
@@ -42,8 +43,8 @@ def test_a_fixed_flow_draws_what_a_free_one_draws_and_never_writes_into_what_it_
     kept = torch.empty(2, 4, 4, 6)
     monkeypatch.setattr(model, "replayed", lambda step: lambda: kept.copy_(step()))
     rows, z = [recipe("row", (5, 32), 0), recipe("other", (3, 32), 0)], recipe("z", (2, 4, 4, 6), 0)
-    fixed = micro().model.guided(rows, None, 2.0, (4, 6), fixed=True)
-    free = micro().model.guided(rows, None, 2.0, (4, 6))
+    fixed = micro().model.guided(rows, None, Guidance(2.0), (4, 6), fixed=True)
+    free = micro().model.guided(rows, None, Guidance(2.0), (4, 6))
     first = fixed(z, 0.2)
     second = fixed(2 * z, 0.7)
     torch.testing.assert_close(first, free(z, 0.2))

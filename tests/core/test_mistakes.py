@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from janusflow_core import image, llama, sampling, uvit, vit
 from janusflow_core.attention import left_padded_mask
+from janusflow_core.guidance import Guidance
 from janusflow_core.model import Prefix
 from janusflow_core.pipeline import JanusFlowPipeline
 
@@ -41,7 +42,7 @@ def velocities(pipe: JanusFlowPipeline) -> float:
     """Both branches of the first step of the shortest guided case."""
     golden, errors = tensors("t2i_n2_cfg2"), []
     for weight, branch in ((1.0, "cond"), (0.0, "uncond")):
-        velocity = pipe.guided_velocity([PICTURES["n2_cfg2"]["prompt"]], None, weight, golden["z0"].shape)
+        velocity = pipe.guided_velocity([PICTURES["n2_cfg2"]["prompt"]], None, Guidance(weight), golden["z0"].shape)
         errors.append(relative(velocity(golden["z0"], 0.0), golden[f"v_{branch}_first"]))
     return max(errors) / VELOCITY
 

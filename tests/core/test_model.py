@@ -30,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from janusflow_core.attention import left_padded_mask, prefix_mask
+from janusflow_core.guidance import Guidance
 from janusflow_core.image import ImageConfig
 from janusflow_core.model import JanusFlow, Prefix
 from janusflow_core.pipeline import JanusFlowPipeline
@@ -82,7 +83,9 @@ def test_velocities_of_first_and_last_step_equal_golden(name: str, branch: str):
     golden, case = tensors(f"t2i_{name}"), PICTURES[name]
     weight = {"cond": CONDITIONAL, "uncond": UNCONDITIONAL}[branch]
     noise, steps, w = golden["z0"], case["steps"], case["cfg"]
-    velocity = golden_pipeline(name).guided_velocity([case["prompt"]] * case["batch"], None, weight, noise.shape)
+    velocity = golden_pipeline(name).guided_velocity(
+        [case["prompt"]] * case["batch"], None, Guidance(weight), noise.shape
+    )
     assert_close(velocity(noise, 0.0), golden[f"v_{branch}_first"], VELOCITY)
     step = w * golden["v_cond_last"] - (w - 1) * golden["v_uncond_last"]
     before = golden["z"][-1] - step / steps
@@ -170,7 +173,7 @@ def test_wide_velocities_and_trajectory_equal_golden():
     golden, case = tensors("wide"), MANIFEST["wide"]["t2i"]
     noise = golden["t2i.z0"]
     for branch, weight in (("cond", CONDITIONAL), ("uncond", UNCONDITIONAL)):
-        velocity = wide().guided_velocity([case["prompt"]], None, weight, noise.shape)
+        velocity = wide().guided_velocity([case["prompt"]], None, Guidance(weight), noise.shape)
         assert_close(velocity(noise, 0.0), golden[f"t2i.v_{branch}_first"], VELOCITY)
     found = wide().generate(case["prompt"], noise=noise, steps=case["steps"], guidance=case["cfg"], output="latent")
     assert_close(found, golden["t2i.z"][-1], TRAJECTORY)

@@ -39,6 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from janusflow_core import sampling
 from janusflow_core.decoding import SamplingOptions
 from janusflow_core.device import has_compiler
+from janusflow_core.guidance import Guidance, guide
 from janusflow_core.pipeline import JanusFlowPipeline
 
 PROMPTS = ["a red cat", "", "一只可爱的小猫🐱 and a very long tail of words, more words and even more words"]
@@ -152,9 +153,9 @@ def test_seeds_and_prompts_change_the_picture():
 
 def test_a_negative_prompt_takes_the_unconditional_branch_at_its_own_length():
     z = recipe("z", (1, 4, 4, 6), 0)
-    branches = [micro().guided_velocity([text], None, 1.0, z.shape)(z, 0.4) for text in (PROMPTS[2], "blue")]
-    found = micro().guided_velocity([PROMPTS[2]], "blue", 3.0, z.shape)(z, 0.4)
-    assert_close(found, sampling.guide(*branches, 3.0), VELOCITY)
+    branches = [micro().guided_velocity([text], None, Guidance(1.0), z.shape)(z, 0.4) for text in (PROMPTS[2], "blue")]
+    found = micro().guided_velocity([PROMPTS[2]], "blue", Guidance(3.0), z.shape)(z, 0.4)
+    assert_close(found, guide(*branches, 3.0), VELOCITY)
 
 
 def test_an_empty_negative_prompt_is_none():
@@ -165,7 +166,7 @@ def test_an_empty_negative_prompt_is_none():
 
 def test_heun_evaluates_the_same_guided_velocity():
     noise = recipe("noise", (1, 4, 4, 6), 0)
-    velocity = micro().guided_velocity(["a cat"], None, 2.0, noise.shape)
+    velocity = micro().guided_velocity(["a cat"], None, Guidance(2.0), noise.shape)
     expected = sampling.integrate(velocity, noise, sampling.time_grid(4), "heun")
     found = micro().generate("a cat", noise=noise, steps=4, solver="heun", output="latent")
     assert torch.equal(found, expected)

@@ -81,8 +81,10 @@ def test_pictures_are_the_pipelines_and_know_their_origin(capsys, tmp_path, pipe
     for row, (path, picture) in enumerate(zip(paths, expected, strict=True)):
         assert_same(path, picture)
         assert origin(path) == {
-            "prompt": PROMPTS[row // 2], "seed": 7 + row, "steps": 2, "guidance": 2.0, "solver": "euler",
-            "model": "tiny", "version": f"janusflow {__version__}"}  # fmt: skip
+            "prompt": PROMPTS[row // 2], "seed": 7 + row, "width": 64, "height": 48, "steps": 2, "guidance": 2.0,
+            "guidance_start": 0.0, "guidance_end": 1.0, "guidance_rescale": 0.0, "cfg_zero_star": False,
+            "solver": "euler", "shift": 1.0, "variation_strength": 0.0, "model": "tiny", "dtype": "fp32",
+            "version": f"janusflow {__version__}"}  # fmt: skip
 
 
 def test_the_origin_names_the_checkpoints_own_settings(capsys, tmp_path):
