@@ -11,6 +11,8 @@ from .load import JanusFlowLoader
 from .native.compat import ComfyExtension, io
 from .native.files import register_folders
 from .sample import JanusFlowSampler
+from .sheet import JanusFlowSheet
+from .sweep import JanusFlowSweep
 
 NODES: list[type[io.ComfyNode]] = [
     JanusFlowLoader,
@@ -20,6 +22,8 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowDescribe,
     JanusFlowCaptionFolder,
     JanusFlowREPAFineTune,
+    JanusFlowSweep,
+    JanusFlowSheet,
 ]
 
 

@@ -1,6 +1,7 @@
 """Makes workflows/*.jpg, the pictures of ComfyUI's template browser: python -m tools.make_thumbnails [NAME ...]
 
-Every workflow runs on a real server as it is saved. Its thumbnail shows the picture it draws or reads, and the words.
+Every workflow runs on a real server as it is saved. Its thumbnail shows the picture it draws or reads, two side by side
+where it draws one anew, and the words.
 """
 
 import json
@@ -28,20 +29,30 @@ def main(names: list[str]) -> None:
     with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as server:
         for name in names:
             picture, words = run(server, WORKFLOWS / f"{name}.json")
-            with Image.open(picture) as image:
-                thumbnail(image.convert("RGB"), words).save(WORKFLOWS / f"{name}.jpg", quality=90)
+            thumbnail(picture, words).save(WORKFLOWS / f"{name}.jpg", quality=90)
             logger.info("%s.jpg %s", name, words)
 
 
-def run(server: Server, path: Path) -> tuple[Path, str]:
-    """Run one workflow; returns its first picture, and the first words it shows, or "" where it has none."""
+def run(server: Server, path: Path) -> tuple[Image.Image, str]:
+    """Run one workflow; returns what it shows: a picture, or two in one, and words, or "" where it has none."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     api = convert_workflow(workflow, server.object_info())
     result = server.run(api, workflow)
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
     words = shown(api, result, ["PreviewAny"], "text")
-    return server.output_path(result.images[0]), words[0].splitlines()[0] if words else ""
+    pictures = [Image.open(server.output_path(image)).convert("RGB") for image in result.images]
+    picture = side_by_side(pictures) if len(pictures) == 2 else pictures[0]
+    return picture, words[0].splitlines()[0] if words else ""
+
+
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """Two pictures of one size in one, with a gap."""
+    (width, height), gap = pictures[0].size, pictures[0].width // 12
+    both = Image.new("RGB", (2 * width + gap, height), "black")
+    for number, picture in enumerate(pictures):
+        both.paste(picture, (number * (width + gap), 0))
+    return both
 
 
 def thumbnail(picture: Image.Image, words: str) -> Image.Image:

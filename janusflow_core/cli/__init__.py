@@ -53,11 +53,12 @@ def commands() -> dict[str, type]:
     from .describe import Describe
     from .doctor import Doctor
     from .evaluate import Evaluate
-    from .generate import Generate
+    from .generate import Generate, Sweep
     from .train import Train
 
     return {
         "generate": Generate,
+        "sweep": Sweep,
         "describe": Describe,
         "caption": Caption,
         "convert": Convert,

@@ -1,21 +1,24 @@
-"""janusflow generate: prompts to pictures."""
+"""janusflow generate and sweep: prompts to pictures, one by one or on a sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ..sheet import Axis, sheet, yes_or_no
 from ..wildcards import expand, read_prompts
 from .loading import LoadOptions, lora_is_there
 from .options import progress
-from .origin import Origin
+from .origin import ORIGIN_KEY, Origin
 
 if TYPE_CHECKING:
     from PIL import Image
+    from typing_extensions import Self
 
     from ..pipeline import JanusFlowPipeline
 
@@ -35,6 +38,28 @@ SETTINGS: dict[str, Any] = {
     "variation_strength": 0.0,
     "strength": 1.0,
     "differential": False,
+}
+
+
+# What `sweep` can go through, and what reads its values.
+KINDS: dict[str, Callable[[str], Any]] = {
+    "prompt": str,
+    "negative_prompt": str,
+    "seed": int,
+    "steps": int,
+    "guidance": float,
+    "guidance_start": float,
+    "guidance_end": float,
+    "guidance_rescale": float,
+    "cfg_zero_star": yes_or_no,
+    "solver": str,
+    "shift": float,
+    "variation_seed": int,
+    "variation_strength": float,
+    "strength": float,
+    "differential": yes_or_no,
+    "width": int,
+    "height": int,
 }
 
 
@@ -101,24 +126,29 @@ class Generate(LoadOptions):
 
     def run(self) -> int:
         """Draw and save; the status is 0."""
+        from ..png import save_new
+
+        settled, pipe, prompts, seeds = self._ready()
+        pictures = settled._drawn(pipe, prompts, seeds)
+        for row, (prompt, seed, picture) in enumerate(zip(prompts, seeds, pictures, strict=True)):
+            origin = settled._origin(prompt, seed, row, picture.size)
+            print(save_new(self.out, f"janusflow_{seed}", picture, origin.chunks()), flush=True)
+        return 0
+
+    def _ready(self) -> tuple[Self, JanusFlowPipeline, list[str], list[int]]:
+        """The same command with nothing left open, the model, and the prompt and seed of each picture."""
         asked = self if self.like is None else self._completed(Origin.of(self.like), self.like.name)
         prompts, seeds = asked._rows()
         if asked.init_image is None and (asked.mask is not None or asked.strength not in (None, 1.0)):
             raise ValueError("got --strength or --mask without --init-image, which they change: name that picture too")
         self.out.mkdir(parents=True, exist_ok=True)
         from ..pipeline import JanusFlowPipeline
-        from ..png import save_new
 
-        files = asked._pictures()
+        asked._pictures()
         with asked.loading() as place:
             pipe = JanusFlowPipeline.from_pretrained(asked.model, vae=asked.vae, **place)
         pipe = pipe.compile() if self.compile else pipe
-        settled = asked._settled(pipe)
-        pictures = settled._drawn(pipe, prompts, seeds, files)
-        for row, (prompt, seed, picture) in enumerate(zip(prompts, seeds, pictures, strict=True)):
-            origin = settled._origin(prompt, seed, row, picture.size)
-            print(save_new(self.out, f"janusflow_{seed}", picture, origin.chunks()), flush=True)
-        return 0
+        return asked._settled(pipe), pipe, prompts, seeds
 
     def _rows(self) -> tuple[list[str], list[int]]:
         """The prompt and the seed of each picture."""
@@ -136,7 +166,7 @@ class Generate(LoadOptions):
         seeds = seeds * (len(prompts) // each) if len(seeds) > 1 else [seeds[0] + k for k in range(len(prompts))]
         return [expand(prompt, seed, self.wildcards) for prompt, seed in zip(prompts, seeds, strict=True)], seeds
 
-    def _completed(self, made: Origin, name: str) -> Generate:
+    def _completed(self, made: Origin, name: str) -> Self:
         """The same command with what it leaves open taken from a picture; files must be named anew."""
         for option in ("init_image", "mask"):
             if (file := getattr(made, option)) and getattr(self, option) is None:
@@ -156,7 +186,7 @@ class Generate(LoadOptions):
             values["variation_seed"] = made.variation_seed
         return replace(self, **values)
 
-    def _settled(self, pipe: JanusFlowPipeline) -> Generate:
+    def _settled(self, pipe: JanusFlowPipeline) -> Self:
         """The same command with the checkpoint's own settings where it has some, and SETTINGS, for what is open."""
         own = pipe.drawing.model_dump()
         open_ones = [option for option in SETTINGS if getattr(self, option) is None]
@@ -164,17 +194,16 @@ class Generate(LoadOptions):
         return replace(self, **values, dtype="bf16" if pipe.dtype.itemsize == 2 else "fp32")
 
     def _pictures(self) -> dict[str, Any]:
+        """The picture to start from and the mask, opened."""
         from ..image import open_image
 
         return {
             option: open_image(file) for option in ("init_image", "mask") if (file := getattr(self, option)) is not None
         }
 
-    def _drawn(
-        self, pipe: JanusFlowPipeline, prompts: Sequence[str], seeds: Sequence[int], files: dict[str, Any]
-    ) -> Iterator[Image.Image]:
+    def _drawn(self, pipe: JanusFlowPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Image.Image]:
         """The pictures in their order, some at once, so that the first are saved before the last are begun."""
-        settings = {option: getattr(self, option) for option in SETTINGS}
+        settings, files = {option: getattr(self, option) for option in SETTINGS}, self._pictures()
         for first in range(0, len(prompts), self.batch_size):
             rows = range(first, min(first + self.batch_size, len(prompts)))
             with progress("drawing") as show:
@@ -196,3 +225,36 @@ class Generate(LoadOptions):
             made |= dict.fromkeys(("strength", "differential"))
         made |= {"prompt": prompt, "seed": seed, "width": size[0], "height": size[1], "model": Path(self.model).name}
         return Origin(**made, lora=tuple(Path(text).name for text in self.lora), dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Generate):
+    """Draw a sheet for each prompt and seed, with settings that change from cell to cell; prints the sheets' paths."""
+
+    columns: str = "steps=5,10,20,30"
+    """What changes from column to column, any setting of generate; values that hold commas as prompt=a heart|a star."""
+    rows: str = "guidance=1,2,4"
+    """What changes from row to row; empty for one row."""
+
+    def run(self) -> int:
+        """Draw and save; the status is 0."""
+        from ..png import save_new
+
+        columns = Axis.parse(self.columns, KINDS)
+        rows = Axis.parse(self.rows, KINDS) if self.rows else None
+        settled, pipe, prompts, seeds = self._ready()
+        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+            lines = [{}] if rows is None else [{rows.name: value} for value in rows.values]
+            changes = [[line | {columns.name: value} for value in columns.values] for line in lines]
+            cells = [[settled._cell(pipe, prompt, seed, cell) for cell in line] for line in changes]
+            whole = sheet(cells, columns.labels(), rows.labels() if rows is not None else [])
+            made = settled._origin(prompt, seed, number, cells[0][0].size).model_dump(exclude_none=True)
+            text = json.dumps({**made, "columns": self.columns, "rows": self.rows}, ensure_ascii=False)
+            print(save_new(self.out, f"janusflow_sweep_{seed}", whole, {f"{ORIGIN_KEY}_sweep": text}), flush=True)
+        return 0
+
+    def _cell(self, pipe: JanusFlowPipeline, prompt: str, seed: int, changes: dict[str, Any]) -> Image.Image:
+        """The picture with these settings changed."""
+        settings = dict(changes)
+        prompt, seed = settings.pop("prompt", prompt), settings.pop("seed", seed)
+        return next(replace(self, **settings)._drawn(pipe, [prompt], [seed]))

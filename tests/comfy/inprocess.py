@@ -27,6 +27,8 @@ NODES = {
     "describe": "JanusFlowDescribe",
     "caption": "JanusFlowCaptionFolder",
     "finetune": "JanusFlowREPAFineTune",
+    "sweep": "JanusFlowSweep",
+    "sheet": "JanusFlowSheet",
 }
 
 

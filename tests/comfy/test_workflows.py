@@ -29,6 +29,8 @@ CAPTION = "JanusFlow caption pictures"  # of eight
 CAPTION_AND_TRAIN = "JanusFlow caption and train"  # ten captions; four pictures, each before and after
 PICTURES, WORDS = {CAPTION: 8, CAPTION_AND_TRAIN: 4}, {CAPTION: 8, CAPTION_AND_TRAIN: 10}  # of each node that shows
 BESIDE = (FINE_TUNE, CAPTION_AND_TRAIN)
+SWEEP = "JanusFlow sweep"  # nine pictures on a sheet
+AGAIN = ("JanusFlow image to image", "JanusFlow inpaint")  # one picture before, one after
 every_workflow = pytest.mark.parametrize("name", NAMES)
 
 
@@ -120,7 +122,8 @@ def test_the_links_are_the_same_at_both_ends(name):
     for link, source, output, target, at, kind in workflow["links"]:
         begin, end = nodes[source]["outputs"][output], nodes[target]["inputs"][at]
         assert link in begin["links"] and end["link"] == link and begin["type"] == kind
-        assert end["type"] in (kind, "*") and nodes[source]["order"] < nodes[target]["order"]
+        assert "*" in (kind, end["type"]) or end["type"] == kind
+        assert nodes[source]["order"] < nodes[target]["order"]
     numbers = [link[0] for link in workflow["links"]]
     told = [link for node in nodes.values() for slot in node["outputs"] for link in slot["links"] or ()]
     taken = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
@@ -167,7 +170,8 @@ def test_it_runs_and_saves_what_it_promises(name, run):
     assert all(isinstance(text, str) and text.strip() for text in done.words) and (done.words or done.pictures)
     for path in done.pictures:
         with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.size == (192 if name in BESIDE else 96, 96)
+            size = (192 if name in BESIDE else 96, 96)
+            assert picture.format == "PNG" and (picture.size == size or name == SWEEP)
             assert json.loads(picture.text["workflow"]) == done.workflow
             embedded = json.loads(picture.text["prompt"])
         # ComfyUI adds each node's fingerprint to the prompt.
@@ -229,7 +233,39 @@ def test_the_lora_draws_and_names_what_the_model_never_saw(run):
     assert done.words == ["a red crescent"]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*BESIDE, USE)])
+@pytest.mark.parametrize(("name", "stays"), zip(AGAIN, (40, 46), strict=True))
+def test_a_picture_is_changed_as_the_second_prompt_says(name, stays, run, server):
+    """Before and after are what their prompts say; the left, up to this column, keeps its place or every pixel."""
+    done = run(name)
+    prompts = [node["inputs"]["text"] for node in done.api.values() if node["class_type"] == "JanusFlowEncodePrompt"]
+    before, after = (
+        Image.open(server.output_path(done.result.outputs[str(node["id"])]["images"][0])).convert("RGB")
+        for kind in ("PreviewImage", "SaveImage")
+        for node in nodes_of(done.workflow, kind)
+    )
+    assert [judge(before, prompts[0]), judge(after, prompts[1]), judge(before, prompts[1])] == [True, True, False]
+    left = [np.asarray(picture).astype(int)[:, :stays] for picture in (before, after)]
+    if name.endswith("inpaint"):
+        assert np.abs(left[0] - left[1]).mean() < 3
+    else:  # other colors at the same places
+        shapes = [np.abs(part - part[0, 0]).max(-1) > 60 for part in left]
+        assert (shapes[0] == shapes[1]).mean() > 0.95 and 0.05 < shapes[0].mean() < 0.6
+
+
+def test_the_sweeps_sheet_shows_each_combination(run):
+    done = run(SWEEP)
+    with Image.open(done.pictures[0]) as picture:
+        sheet = picture.convert("RGB")
+    cells = [
+        [sheet.crop((x, y, x + 96, y + 96)) for x in range(sheet.width - 3 * 102, sheet.width, 102)]
+        for y in range(sheet.height - 3 * 102, sheet.height, 102)
+    ]
+    # More steps and some guidance make it right; every combination is another picture.
+    assert judge(cells[1][2], "two red circles") and judge(cells[2][2], "two red circles")
+    assert len({cell.tobytes() for line in cells for cell in line}) == 9
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*BESIDE, *AGAIN, USE, SWEEP)])
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]

@@ -35,6 +35,7 @@ FLOORS = [
         "partial",
         "png",
         "sampling",
+        "sheet",
         "tokenizer",
         "wildcards",
     },

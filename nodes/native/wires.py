@@ -1,0 +1,7 @@
+"""Wires that only nodes of this pack have ends for."""
+
+from __future__ import annotations
+
+from .compat import io
+
+Sweep = io.Custom("JANUSFLOW_SWEEP")  # the two axes of a sweep: columns, rows
