@@ -131,6 +131,7 @@ class FlowModel(JanusFlow):
     ) -> Tensor:
         wrappers = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        x = x.clone() if wrappers else x  # EasyCache adds to it, and in float32 it is the sampler's own
         return executor.execute(x, timesteps, context, control, transformer_options, **kwargs)
 
     def _forward(
