@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class DrawingConfig(Part):
 
     steps: int = Field(default=30, ge=1, le=1000)
     guidance: float = Field(default=2.0, ge=0, le=30)
+    solver: Literal["euler", "heun", "ab2", "dpmpp_2m"] = "euler"
     width: int | None = Field(default=None, gt=0, multiple_of=16)
     height: int | None = Field(default=None, gt=0, multiple_of=16)
     preview: Preview | None = None

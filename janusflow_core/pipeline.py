@@ -121,7 +121,7 @@ class JanusFlowPipeline:
         guidance_end: float = 1.0,
         guidance_rescale: float = 0.0,
         cfg_zero_star: bool = False,
-        solver: str = "euler",
+        solver: str | None = None,
         shift: float = 1.0,
         seed: int | Sequence[int] = 0,
         variation_seed: int | Sequence[int] = 0,
@@ -137,14 +137,14 @@ class JanusFlowPipeline:
         """Draw `num_images` pictures of each prompt; picture k equals a single run with seed + k, or with its own seed
         of several.
 
-        Sides are in pixels, multiples of 16. `guidance` 1 means none. Size, steps and guidance that are not given are
-        the checkpoint's own (`pipe.drawing`): the paper's 30 steps and guidance of 2 at the trained size by default.
-        What guidance can be besides says `Guidance`, `solver` and `shift` `sampling`. `variation_strength` in [0, 1]
-        is how far the noise turns to that of `variation_seed`, which counts on as `seed` does; `noise` (B, 4, h, w)
-        replaces it. `strength` in (0, 1] is how far `init_image` is dissolved, and `mask` is 1 where it is painted
-        anew, between 0 and 1 a mix or, if `differential`, from a later moment on. Returns a list of PIL pictures,
-        pixels (B, 3, H, W) in [0, 1] or model-scale latents (B, 4, h, w). Raises ValueError for bad arguments;
-        `on_step` may raise to cancel.
+        Sides are in pixels, multiples of 16. `guidance` 1 means none. Size, steps, guidance and solver that are not
+        given are the checkpoint's own (`pipe.drawing`): by default the trained size, and the paper's 30 steps of Euler
+        and guidance of 2. See `Guidance` for what else it can be, `sampling` for `solver` and `shift`.
+        `variation_strength` in [0, 1] is how far the noise turns to that of `variation_seed`, which counts on as `seed`
+        does; `noise` (B, 4, h, w) replaces it. `strength` in (0, 1] is how far `init_image` is dissolved, and `mask` is
+        1 where it is painted anew, between 0 and 1 a mix or, if `differential`, from a later moment on. Returns a list
+        of PIL pictures, pixels (B, 3, H, W) in [0, 1] or model-scale latents (B, 4, h, w). Raises ValueError for bad
+        arguments; `on_step` may raise to cancel.
         """
         rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
         self._check_output(output)
@@ -167,7 +167,7 @@ class JanusFlowPipeline:
             if mask is not None:
                 inpaint = sampling.Inpaint(x, canvas.latent_mask(mask, noise), noise, times[0], differential)
         velocity = self.guided_velocity(rows, negative_prompt, guided, noise.shape)
-        latents = sampling.integrate(velocity, z, times, solver, inpaint, on_step)
+        latents = sampling.integrate(velocity, z, times, solver or self.drawing.solver, inpaint, on_step)
         return self._finish(latents, output)
 
     __call__ = generate

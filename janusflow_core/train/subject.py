@@ -103,7 +103,7 @@ class Subject:
         guided = self.flow.guided(rows, None, Guidance(drawing.guidance), (side, side), self.attention)
         shape = (self.flow.config.flow.latent_channels, side, side)
         noise = sampling.draw_noise(shape, [seed + row for row in range(count)]).to(self.device)
-        return self.pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps)))
+        return self.pictures(sampling.integrate(guided, noise, sampling.time_grid(drawing.steps), drawing.solver))
 
     def _velocity(self, prompts: Prefix, side: int) -> sampling.Velocity:
         prompts = self.flow.prefill(prompts, flow_tokens(side, side), self.attention)

@@ -24,7 +24,9 @@ from safetensors.torch import save_file
 
 from janusflow_core.autoencoder import VAEConfig, load_vae_files
 from janusflow_core.device import has_compiler
+from janusflow_core.drawing import DrawingConfig
 from janusflow_core.image import from_tensor, pixels
+from janusflow_core.layout import describe_files, save_single
 from janusflow_core.vae import LatentCodec
 
 SDXL = VAEConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
@@ -69,6 +71,19 @@ def test_what_the_widgets_leave_to_the_checkpoint_is_its_own(server):
     found, unguided = graph.latents(server, own, none)
     assert relative(found, tiny().generate(PROMPT, seed=7, output="latent")) <= 1e-4
     assert relative(unguided, tiny().generate(PROMPT, seed=7, guidance=0.0, output="latent")) <= 1e-4
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "dpmpp_2m"])
+def test_auto_is_the_checkpoints_own_solver(server, solver):
+    pipe = golden.micro()
+    own = DrawingConfig(steps=5, guidance=3.0, solver=solver, width=48, height=32)
+    parts = describe_files(pipe.model.config, pipe.tokenizer, pipe.image_config, own)
+    save_single(server.base / "models/checkpoints" / f"{solver}.safetensors", **graphs.parts(pipe, parts=parts))
+    graph = Graph()
+    loaded = graph.load(f"{solver}.safetensors")
+    sampled = graph.flow(loaded, graph.encode(loaded), steps=0, cfg=-1.0)
+    expected = pipe.generate(PROMPT, steps=5, guidance=3.0, solver=solver, width=48, height=32, seed=7, output="latent")
+    assert relative(graph.latents(server, sampled)[0], expected) <= 1e-4
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def preview(channels: int = 4, units: int = 5) -> Preview:
     return Preview(hidden=hidden, color=color)
 
 
-OWN = DrawingConfig(steps=3, guidance=1.5, width=32, height=48, preview=preview())
+OWN = DrawingConfig(steps=3, guidance=1.5, solver="ab2", width=32, height=48, preview=preview())
 
 
 def folder(path: Path, drawing: DrawingConfig) -> Path:
@@ -36,9 +36,9 @@ def folder(path: Path, drawing: DrawingConfig) -> Path:
 def test_what_the_user_leaves_out_is_the_checkpoints_own(tmp_path):
     pipe = JanusFlowPipeline.from_pretrained(folder(tmp_path / "own", OWN), device="cpu", dtype=torch.float32)
     found = pipe.generate("a cat", seed=4, output="latent")
-    said = micro().generate("a cat", seed=4, steps=3, guidance=1.5, width=32, height=48, output="latent")
+    said = micro().generate("a cat", seed=4, steps=3, guidance=1.5, solver="ab2", width=32, height=48, output="latent")
     assert_close(found, said, MODULE)
-    other = {"steps": 2, "guidance": 0.0, "width": 16, "height": 16}  # zero is a value too
+    other = {"steps": 3, "guidance": 0.0, "solver": "euler", "width": 16, "height": 16}  # zero is a value too
     found, expected = (p.generate("a cat", output="latent", **other) for p in (pipe, micro()))
     assert_close(found, expected, MODULE)
 
