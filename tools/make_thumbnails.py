@@ -18,6 +18,7 @@ from janusflow_core.host.workflow import convert_workflow, shown
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORKFLOWS = CHECKOUT / "workflows"
+HANDOFF = {"JanusFlow to SDXL": ("JanusFlow", "SDXL"), "JanusFlow from SDXL": ("SDXL", "JanusFlow")}
 SIDE, STRIP, LETTER = 512, 96, 28  # pixels: the square, the words under the picture, their height
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 def main(names: list[str]) -> None:
     """Make the thumbnails of the named workflows, or of all."""
     names = names or sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    for name in (name for name in names if name in HANDOFF):
+        steps(*HANDOFF[name]).save(WORKFLOWS / f"{name}.jpg", quality=90)
+    names = [name for name in names if name not in HANDOFF]
     with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as server:
         for name in names:
             picture, words = run(server, WORKFLOWS / f"{name}.json")
@@ -44,6 +48,19 @@ def run(server: Server, path: Path) -> tuple[Image.Image, str]:
     pictures = [Image.open(server.output_path(image)).convert("RGB") for image in result.images]
     picture = side_by_side(pictures) if len(pictures) == 2 else pictures[0]
     return picture, words[0].splitlines()[0] if words else ""
+
+
+def steps(first: str, second: str) -> Image.Image:
+    """A drawing of two steps, for workflows whose models are not here to draw with: a frame as large as each draws."""
+    card = Image.new("RGB", (SIDE, SIDE), "white")
+    draw, side = ImageDraw.Draw(card), {"JanusFlow": 150, "SDXL": 400}
+    for model, color in sorted(((first, "#3b6fd4"), (second, "#d4553b")), key=lambda one: -side[one[0]]):
+        at = (SIDE - side[model]) // 2
+        draw.rectangle((at, at, SIDE - at, SIDE - at), outline=color, width=6)
+        draw.text((SIDE // 2, at - 6), model, color, ImageFont.load_default(LETTER), anchor="mb")
+    words, font = f"{first}\nto\n{second}", ImageFont.load_default(24)
+    draw.text((SIDE // 2, SIDE // 2), words, "black", font, anchor="mm", align="center")
+    return card
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:
