@@ -10,11 +10,12 @@ import torch
 from ..janusflow_core.autoencoder import Autoencoder, load_vae_files
 from ..janusflow_core.checkpoint import Checkpoint, open_checkpoint
 from .native.clip import JanusFlowCLIP, text_patcher
-from .native.compat import VAE, folder_paths, io, model_management
+from .native.compat import VAE, folder_paths, instead_of_fp16, io, model_management
 from .native.files import checkpoint_names, checkpoint_path
 from .native.model import flow_patcher
 
 FROM_CHECKPOINT, NO_VAE = "from checkpoint", "none"
+VAE_DTYPES = [torch.bfloat16, torch.float32]
 WEIGHT_DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp8_e4m3fn": torch.float8_e4m3fn}
 
 
@@ -119,6 +120,8 @@ def native_vae(vae: Autoencoder) -> Any:
         "num_res_blocks": vae.config.layers_per_block,
     }
     params = {"ddconfig": shape, "embed_dim": vae.config.latent_channels}
-    native = VAE(sd=dict(vae.weights), config={"params": params})
+    device = model_management.vae_device()
+    dtype = instead_of_fp16(model_management.vae_dtype(device, VAE_DTYPES), device, "SDXL's kind of VAE")
+    native = VAE(sd=dict(vae.weights), config={"params": params}, dtype=dtype)
     native.throw_exception_if_invalid()
     return native

@@ -5,6 +5,7 @@ When ComfyUI renames one of them, this is the file that fails to import, and its
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ __all__ = [
     "cpu_in_bf16",
     "folder_paths",
     "get_all_wrappers",
+    "instead_of_fp16",
     "io",
     "latent_preview",
     "loading_bar",
@@ -61,6 +63,7 @@ __all__ = [
     "utils",
 ]
 
+log = logging.getLogger(__name__)
 check_cancelled = model_management.throw_exception_if_processing_interrupted
 
 
@@ -71,6 +74,15 @@ def cpu_in_bf16(device: torch.device) -> bool:
     """
     asked = model_management.FORCE_FP32 or model_management.args.fp32_unet
     return model_management.is_device_cpu(device) and not asked and best_dtype(device) == torch.bfloat16
+
+
+def instead_of_fp16(dtype: torch.dtype, device: torch.device, what: str) -> torch.dtype:
+    """The dtype, or for float16, which a command line may force and which `what` overflows in, one that holds it."""
+    if dtype != torch.float16:
+        return dtype
+    bf16 = model_management.should_use_bf16(device) or cpu_in_bf16(device)
+    log.warning("%s overflows in float16: computing it in %s instead.", what, "bfloat16" if bf16 else "float32")
+    return torch.bfloat16 if bf16 else torch.float32
 
 
 def new_patcher(model, load_device, offload_device, disable_dynamic: bool = False):

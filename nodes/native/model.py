@@ -28,6 +28,7 @@ from .compat import (
     WrappersMP,
     cpu_in_bf16,
     get_all_wrappers,
+    instead_of_fp16,
     loading_bar,
     model_management,
     new_patcher,
@@ -282,6 +283,7 @@ def _numbers(
         supported_dtypes=supported,
         weight_dtype=checkpoint.weights.read("language_model.model.norm.weight").dtype,
     )
+    stored = instead_of_fp16(stored, device, "JanusFlow's language model")
     if not cpu_in_bf16(device):
         return stored, model_management.unet_manual_cast(stored, device, supported)
     stored = torch.bfloat16 if dtype is None and stored == torch.float32 else stored
