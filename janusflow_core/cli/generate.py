@@ -145,7 +145,7 @@ class Generate(LoadOptions):
         self.out.mkdir(parents=True, exist_ok=True)
         from ..pipeline import JanusFlowPipeline
 
-        asked._pictures()
+        asked._pictures()  # what cannot be opened is told before the model is loaded
         with asked.loading() as place:
             pipe = JanusFlowPipeline.from_pretrained(asked.model, vae=asked.vae, **place)
         pipe = pipe.compile() if self.compile else pipe
@@ -174,14 +174,15 @@ class Generate(LoadOptions):
                 raise ValueError(f"{name} was drawn with {file}: say where that is with --{option.replace('_', '-')}")
         if made.model != Path(self.model).name and self.model == LoadOptions.model:
             raise ValueError(f"{name} was drawn by {made.model}: say where that is with --model")
-        if not self.lora and (gone := [text for text in made.lora if not lora_is_there(text)]):
+        loras = tuple(Path(text).name for text in made.lora)  # a picture may come from anywhere: it names no folder
+        if not self.lora and (gone := [text for text in loras if not lora_is_there(text)]):
             raise ValueError(f"{name} was drawn with the LoRA {gone[0]}: say where that is with --lora")
         open_ones = [option for option in SETTINGS if getattr(self, option) is None or getattr(self, option) is False]
         values = {option: getattr(made, option) for option in open_ones} | {
             "prompt": self.prompt or (() if self.prompts else (made.prompt,)),
             "seed": self.seed or (made.seed,),
             "dtype": self.dtype or made.dtype,
-            "lora": self.lora or made.lora,
+            "lora": self.lora or loras,
         }
         if self.variation_seed is None:
             values["variation_seed"] = made.variation_seed

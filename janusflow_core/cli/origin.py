@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from .. import __version__
 from ..config import Part, shown, validated
@@ -35,7 +36,7 @@ class Origin(Part):
     differential: bool | None = None
     model: str = "janusflow-tiny"
     lora: tuple[str, ...] = ()
-    dtype: str | None = None
+    dtype: Literal["bf16", "fp32"] | None = None
     version: str = f"janusflow {__version__}"
 
     def chunks(self) -> dict[str, str]:

@@ -141,6 +141,8 @@ def test_an_older_picture_is_drawn_at_its_own_size(capsys, tmp_path):
         ('{"prompt": "a heart", "mask": "cat.png"}', "say where that is with --mask"),
         ('{"prompt": "a heart", "lora": ["mine.safetensors:0.5"]}', "the LoRA mine.safetensors:0.5: say where"),
         ('{"prompt": "a heart", "solver": "rk45"}', "'rk45' is unknown"),
+        ('{"prompt": "a heart", "dtype": "fp16"}', "dtype in"),
+        ('{"prompt": "a heart", "lora": ["/tmp/mine.safetensors"]}', "the LoRA mine.safetensors: say where"),
     ],
 )
 def test_pictures_that_cannot_be_drawn_again(capsys, tmp_path, origin, told):
