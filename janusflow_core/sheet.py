@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+if TYPE_CHECKING:
+    from PIL import Image
 
 GAP, LETTER, WIDEST = 6, 14, 40  # pixels between cells, of a letter; letters of a label
 Kinds = Mapping[str, Callable[[str], Any]]  # name of a setting -> what reads its values
@@ -77,6 +78,8 @@ def sheet(cells: Sequence[Sequence[Image.Image]], columns: Sequence[str], rows: 
 
     Pictures smaller than the largest lie in the middle of their cells.
     """
+    from PIL import Image, ImageDraw, ImageFont  # here, so that the command line's help comes without it
+
     font = ImageFont.load_default(LETTER)
     pictures = [picture for row in cells for picture in row]
     width, height = (max(picture.size[side] for picture in pictures) for side in (0, 1))
