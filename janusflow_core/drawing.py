@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from .config import Part, validated
+from .config import Part, Solver, validated
 
 Row = tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
 
@@ -52,7 +52,7 @@ class DrawingConfig(Part):
 
     steps: int = Field(default=30, ge=1, le=1000)
     guidance: float = Field(default=2.0, ge=0, le=30)
-    solver: Literal["euler", "heun", "ab2", "dpmpp_2m"] = "euler"
+    solver: Solver = "euler"
     width: int | None = Field(default=None, gt=0, multiple_of=16)
     height: int | None = Field(default=None, gt=0, multiple_of=16)
     preview: Preview | None = None

@@ -53,7 +53,7 @@ def guide(cond: Tensor, uncond: Tensor, weight: float) -> Tensor:
 
 def optimal_scale(cond: Tensor, uncond: Tensor) -> Tensor:
     """For each row the factor (B, 1, 1, 1) that brings `uncond` nearest to `cond`: its projection's length."""
-    alike, length = ((cond * uncond).sum((1, 2, 3), keepdim=True), uncond.square().sum((1, 2, 3), keepdim=True))
+    alike, length = (part.sum((1, 2, 3), keepdim=True) for part in (cond * uncond, uncond.square()))
     return alike / (length + 1e-8)
 
 

@@ -235,8 +235,7 @@ class JanusFlow(nn.Module):
         self.config.language.check_drawing(max(starts), tokens)
         room = 1 << max(max(len(row) for row in rows), SHORTEST - 1).bit_length() if self.compiled else 0
         prefix = self.prefill(Prefix.join(rows, starts, room), tokens, attention)
-
-        alone = prefix.first(count)
+        alone = prefix.first(count) if len(rows) > count else prefix
 
         def plain(z: Tensor, t: Tensor) -> Tensor:
             return self.velocity(z, t, alone, attention)

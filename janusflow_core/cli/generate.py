@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ..config import Solver
 from ..sheet import Axis, sheet, yes_or_no
 from ..wildcards import expand, read_prompts
-from .loading import LoadOptions, lora_is_there
+from .loading import LoadOptions, dtype_name, lora_is_there
 from .options import progress
-from .origin import ORIGIN_KEY, Origin
+from .origin import SWEEP_KEY, Origin
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -101,7 +101,7 @@ class Generate(LoadOptions):
     """How far the contrast that guidance adds is taken back, 0 to 1; 0 by default."""
     cfg_zero_star: bool = False
     """Scale the velocity without prompt to fit the one with it (CFG-Zero*)."""
-    solver: Literal["euler", "heun", "ab2", "dpmpp_2m"] | None = None
+    solver: Solver | None = None
     """heun takes twice the time of euler and needs fewer steps, ab2 and dpmpp_2m need fewer at no cost; what suits the
     model by default, euler for the official one."""
     shift: float | None = None
@@ -193,7 +193,7 @@ class Generate(LoadOptions):
         own = pipe.drawing.model_dump()
         open_ones = [option for option in SETTINGS if getattr(self, option) is None]
         values = {option: own.get(option, SETTINGS[option]) for option in open_ones}
-        return replace(self, **values, dtype="bf16" if pipe.dtype.itemsize == 2 else "fp32")
+        return replace(self, **values, dtype=dtype_name(pipe.dtype))
 
     def _pictures(self) -> dict[str, Any]:
         """The picture to start from and the mask, opened."""
@@ -245,14 +245,14 @@ class Sweep(Generate):
         columns = Axis.parse(self.columns, KINDS)
         rows = Axis.parse(self.rows, KINDS) if self.rows else None
         settled, pipe, prompts, seeds = self._ready()
-        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        for prompt, seed in zip(prompts, seeds, strict=True):
             lines = [{}] if rows is None else [{rows.name: value} for value in rows.values]
             changes = [[line | {columns.name: value} for value in columns.values] for line in lines]
             cells = [[settled._cell(pipe, prompt, seed, cell) for cell in line] for line in changes]
             whole = sheet(cells, columns.labels(), rows.labels() if rows is not None else [])
-            made = settled._origin(prompt, seed, number, cells[0][0].size).model_dump(exclude_none=True)
-            text = json.dumps({**made, "columns": self.columns, "rows": self.rows}, ensure_ascii=False)
-            print(save_new(self.out, f"janusflow_sweep_{seed}", whole, {f"{ORIGIN_KEY}_sweep": text}), flush=True)
+            origin = settled._origin(prompt, seed, 0, cells[0][0].size)
+            text = origin.chunks(SWEEP_KEY, columns=self.columns, rows=self.rows)
+            print(save_new(self.out, f"janusflow_sweep_{seed}", whole, text), flush=True)
         return 0
 
     def _cell(self, pipe: JanusFlowPipeline, prompt: str, seed: int, changes: dict[str, Any]) -> Image.Image:

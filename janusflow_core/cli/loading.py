@@ -69,6 +69,11 @@ def lora_is_there(text: str) -> bool:
     return any(name and lora_path(name).exists() for name in (text, text.rpartition(":")[0]))
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name by which the command line calls one of torch's types."""
+    return next(name for name in DTYPES if torch_dtype(name) == dtype)
+
+
 def torch_dtype(name: str | None) -> torch.dtype | None:
     """torch's type for bf16, fp16 or fp32."""
     import torch

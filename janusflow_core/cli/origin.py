@@ -9,7 +9,8 @@ from typing import Literal
 from .. import __version__
 from ..config import Part, shown, validated
 
-ORIGIN_KEY = "janusflow"  # in a PNG; ComfyUI takes what stands under `prompt`, `workflow` or `parameters` for its own
+# In a PNG; ComfyUI takes what stands under `prompt`, `workflow` or `parameters` for its own.
+ORIGIN_KEY, SWEEP_KEY = "janusflow", "janusflow_sweep"
 
 
 class Origin(Part):
@@ -39,10 +40,10 @@ class Origin(Part):
     dtype: Literal["bf16", "fp32"] | None = None
     version: str = f"janusflow {__version__}"
 
-    def chunks(self) -> dict[str, str]:
-        """The text chunks of a PNG that remembers this."""
+    def chunks(self, key: str = ORIGIN_KEY, **beside: str) -> dict[str, str]:
+        """The text chunks of a PNG that remembers this, and what is said beside it."""
         said = {name: value for name, value in self.model_dump().items() if value is not None and value != ()}
-        return {ORIGIN_KEY: json.dumps(said, ensure_ascii=False)}
+        return {key: json.dumps(said | beside, ensure_ascii=False)}
 
     @classmethod
     def of(cls, path: Path) -> Origin:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ..train.options import FineTuneOptions
-from .loading import DTYPES, LoadOptions, torch_dtype
+from .loading import LoadOptions, dtype_name, torch_dtype
 from .options import one_line, progress
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Lora(LoadOptions):
             print(f"janusflow: left out {one_line(problem)}", file=sys.stderr)
         self._folder.mkdir(parents=True, exist_ok=True)
         tuning = FineTune(subject, examples, self.settings, base, self._state, dreams)
-        tuning.stage.memory[DTYPE] = next(name for name in DTYPES if torch_dtype(name) == pipe.dtype)
+        tuning.stage.memory[DTYPE] = dtype_name(pipe.dtype)
         try:
             with between_steps() as check, self._shown(tuning, pipe, check) as on_step:
                 tuning.run(on_step)

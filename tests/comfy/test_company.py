@@ -158,21 +158,21 @@ UNSUITED += ["res_multistep_cfg_pp", "res_multistep_ancestral_cfg_pp", "gradient
 # The flow's time runs evenly; the last four bend it, two of them out of all use.
 EVEN, BENT = ["simple", "sgm_uniform", "normal", "beta"], ["linear_quadratic", "ddim_uniform", "kl_optimal"]
 BENT += ["karras", "exponential"]
-HEARTS = ("three green stars", "a yellow heart")
+TEXTS = ("three green stars", "a yellow heart")
 
 
 @pytest.fixture(scope="module")
 def solutions() -> list[Tensor]:
     """Where the flow of each prompt leads, solved finely."""
     fine = {"steps": 200, "guidance": 2.5, "solver": "heun", "output": "latent"}
-    return [tiny().generate(text, seed=SEED + row, **fine) for row, text in enumerate(HEARTS)]
+    return [tiny().generate(text, seed=SEED + row, **fine) for row, text in enumerate(TEXTS)]
 
 
 def drawn_by(server, sampler: str, scheduler: str = "simple") -> list[Tensor]:
     graph = Graph()
     loaded = graph.load()
     nodes = []
-    for row, text in enumerate(HEARTS):
+    for row, text in enumerate(TEXTS):
         encoded, how = graph.encode(loaded, text), {"sampler_name": sampler, "scheduler": scheduler}
         nodes.append(graph.ksampler(loaded, encoded[0], encoded[1], seed=SEED + row, steps=20, cfg=2.5, **how))
     return graph.latents(server, *nodes)
@@ -193,8 +193,8 @@ def test_every_sampler_and_scheduler_is_known(server):
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_solvers_come_where_the_flow_leads(server, solutions, sampler):
     found = drawn_by(server, sampler)
-    assert sum(map(relative, found, solutions)) / len(HEARTS) <= 0.12
-    assert all(map(shows, found, HEARTS))
+    assert sum(map(relative, found, solutions)) / len(TEXTS) <= 0.12
+    assert all(map(shows, found, TEXTS))
 
 
 @pytest.mark.parametrize("sampler", [*OTHERS, *UNSUITED])
@@ -206,14 +206,14 @@ def test_other_samplers_draw_something_whole(server, solutions, sampler):
 @pytest.mark.parametrize(("scheduler", "near"), [*((name, 0.12) for name in EVEN), *((name, 0.4) for name in BENT[:3])])
 def test_schedulers_that_keep_the_flows_time_draw_its_picture(server, solutions, scheduler, near):
     found = drawn_by(server, "euler", scheduler)
-    assert sum(map(relative, found, solutions)) / len(HEARTS) <= near
-    assert all(map(shows, found, HEARTS))
+    assert sum(map(relative, found, solutions)) / len(TEXTS) <= near
+    assert all(map(shows, found, TEXTS))
 
 
 @pytest.mark.parametrize("scheduler", BENT[3:])
 def test_schedulers_of_diffusion_models_miss_it(server, solutions, scheduler):
     found = drawn_by(server, "euler", scheduler)
-    assert sum(map(relative, found, solutions)) / len(HEARTS) > 0.4
+    assert sum(map(relative, found, solutions)) / len(TEXTS) > 0.4
 
 
 # --- guiders and samplers ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 import torch
 from graphs import golden, relative
 from safetensors.torch import load_file
+from test_workflows import NEED_FILES
 from test_workflows import test_every_node_fits_its_schema as fits_its_schema
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from janusflow_core.layout import save_folder
 from janusflow_core.sampling import draw_noise, integrate, time_grid
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-TO_SDXL, FROM_SDXL = "JanusFlow to SDXL", "JanusFlow from SDXL"
+FROM_SDXL, TO_SDXL = NEED_FILES
 THIN = """
 import torch
 from comfy import model_base, model_patcher, supported_models
@@ -142,12 +143,12 @@ def test_janusflow_goes_on_with_sdxls_latent(server):
     assert relative(end, expected) <= 1e-3
 
 
-@pytest.mark.parametrize("name", [TO_SDXL, FROM_SDXL])
+@pytest.mark.parametrize("name", NEED_FILES)
 def test_the_workflow_fits_the_nodes(server, name):
     fits_its_schema(name, server.object_info())
 
 
-@pytest.mark.parametrize("name", [TO_SDXL, FROM_SDXL])
+@pytest.mark.parametrize("name", NEED_FILES)
 def test_the_workflow_says_where_its_files_come_from(name):
     workflow = json.loads((CHECKOUT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     (loader,) = (node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple")

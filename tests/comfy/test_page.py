@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_workflows import NAMES, NEED_FILES
 
 from janusflow_core.world.talk import tells
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NODES = sorted(path.stem for path in (CHECKOUT / "web" / "docs").glob("*.md"))
-NEED_FILES = ("JanusFlow from SDXL", "JanusFlow to SDXL")
-TEMPLATES = sorted(path.stem for path in (CHECKOUT / "workflows").glob("*.json") if path.stem not in NEED_FILES)
 
 
 def open_template(page, name: str) -> None:
@@ -47,7 +46,7 @@ def run_graph(page) -> None:
     assert page.evaluate("window.ended[0][0]") == expected
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_template_is_found_and_runs_as_it_opens(page, name):
     open_template(page, name)
     assert page.evaluate("window.app.graph._nodes.filter(node => node.has_errors).length") == 0

@@ -1,10 +1,8 @@
-"""The library's solvers and masks beside ComfyUI's samplers, on the same velocity: a field that needs no model."""
-
-import math
+"""The library's solvers beside ComfyUI's samplers, on the same velocity: a field that needs no model."""
 
 import pytest
 import torch
-from golden import recipe
+from golden import curved, recipe
 from torch import Tensor
 
 from janusflow_core.sampling import integrate, time_grid
@@ -17,10 +15,6 @@ PAIRS = [
     ("ab2", "sample_ipndm_v", {"max_order": 2}),
 ]
 NOISE = recipe("noise", (2, 4, 6, 4), 0)
-
-
-def curved(z: Tensor, t: float) -> Tensor:
-    return torch.sin(2 * z) + math.cos(3 * t) - 0.5 * z
 
 
 def denoised(z: Tensor, sigma: Tensor, **_: object) -> Tensor:

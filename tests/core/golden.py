@@ -70,6 +70,11 @@ def recipe(key: str, shape: Sequence[int], seed: int) -> Tensor:
     return torch.from_numpy((offset + scale * normal).astype(np.float32))
 
 
+def curved(z: Tensor, t: float) -> Tensor:
+    """A velocity that depends on state and time and needs no model; smooth, so that solvers converge."""
+    return torch.sin(2 * z) + math.cos(3 * t) - 0.5 * z
+
+
 def _offset_and_scale(key: str, dimensions: int, fan_in: int) -> tuple[float, float]:
     fixed = {
         "channelwise_norm.weight": 0.5,

@@ -95,6 +95,15 @@ def test_guidance_acts_in_its_interval(first: float, second: float, t: float):
     assert not Guidance(1.0, start, end).guides(t)
 
 
+@pytest.mark.parametrize("start", [0.1, 0.2, 0.3, 0.7])
+def test_a_time_that_comfyui_has_rounded_counts_as_the_librarys(start: float):
+    """It counts noise in float32: 1 - 0.8 is a little less than 0.2 there."""
+    rounded = 1.0 - float(torch.tensor(1.0 - start))
+    assert (
+        rounded != start and Guidance(2.0, start, 1.0).guides(rounded) and not Guidance(2.0, 0, start).guides(rounded)
+    )
+
+
 def test_outside_the_interval_the_prompt_is_alone_and_nothing_else_is_computed(monkeypatch):
     model, rows = micro().model, [recipe("row", (5, 32), 0), recipe("other", (3, 32), 0)]
     z, size, seen = recipe("z", (2, 4, 4, 6), 0), (4, 6), []

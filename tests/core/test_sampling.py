@@ -1,13 +1,15 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from golden import MODULE, assert_close, read_json, recipe
+from golden import MODULE, assert_close, curved, read_json, recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from janusflow_core.config import Solver
 from janusflow_core.sampling import SOLVERS, Inpaint, draw_noise, integrate, interpolate, logit_normal, time_grid
 
 NOISE, DATA = recipe("noise", (2, 4, 6, 4), 0), recipe("data", (2, 4, 6, 4), 0)
@@ -15,11 +17,6 @@ steps_ = st.integers(1, 60)
 starts = st.floats(0, 0.999)
 shifts = st.floats(0.05, 20)
 solvers = st.sampled_from(list(SOLVERS))
-
-
-def curved(z: Tensor, t: float) -> Tensor:
-    """A velocity that depends on state and time; smooth, so that solvers converge."""
-    return torch.sin(2 * z) + math.cos(3 * t) - 0.5 * z
 
 
 # --- times ------------------------------------------------------------------------------------------------------
@@ -159,6 +156,10 @@ def test_an_exception_of_the_callback_ends_the_run():
     with pytest.raises(InterruptedError):
         integrate(lambda z, t: seen.append(t) or z, NOISE, time_grid(9), on_step=stop)
     assert len(seen) == 2
+
+
+def test_every_solver_has_its_name_where_users_name_it():
+    assert tuple(SOLVERS) == get_args(Solver)
 
 
 def test_unknown_solver_is_named_with_the_known():

@@ -182,6 +182,21 @@ def test_lists_of_prompts_wildcards_and_batches(capsys, tmp_path, pipe):
             assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).max() <= 1
 
 
+def test_seeds_count_on_from_batch_to_batch(capsys, tmp_path):
+    given = ["a heart", *DRAW, "--num-images", 3, "--seed", 4, "--variation-seed", 9, "--variation-strength", 0.5]
+    drawn = []
+    for size in (3, 1):
+        status, printed, complaint = run(
+            capsys, "generate", *given, "--batch-size", size, "--out", tmp_path / str(size)
+        )
+        assert status == 0, complaint
+        drawn.append(printed.splitlines())
+    for together, alone in zip(*drawn, strict=True):
+        assert origin(together) == origin(alone)
+        first, second = (np.asarray(Image.open(path), dtype=int) for path in (together, alone))
+        assert np.abs(first - second).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -55,6 +55,21 @@ def test_each_prompt_and_seed_has_its_sheet(capsys, tmp_path):
         "1_0.png", "5_0.png", "1_1.png", "5_1.png"]  # fmt: skip
 
 
+def test_a_sheet_tells_the_variation_that_its_cells_have(capsys, tmp_path, pipe):
+    """Every sheet varies towards the same seed, the second one too."""
+    varied = ["--variation-seed", 9, "--variation-strength", 0.5, "--seed", 1, 5]
+    given = ["a heart", *DRAW, "--columns", "steps=2", "--rows", "", *varied, "--out", tmp_path]
+    status, printed, complaint = run(capsys, "sweep", *given)
+    assert status == 0, complaint
+    for path, seed in zip(printed.splitlines(), (1, 5), strict=True):
+        with Image.open(path) as found:
+            made, whole = json.loads(found.text["janusflow_sweep"]), np.asarray(found)
+        assert (made["seed"], made["variation_seed"]) == (seed, 9)
+        how = {"seed": seed, "variation_seed": made["variation_seed"], "variation_strength": 0.5}
+        cell = pipe.generate("a heart", width=64, height=48, steps=2, **how)[0]
+        assert np.array_equal(whole, np.asarray(sheet([[cell]], ["steps 2"], [])))
+
+
 @pytest.mark.parametrize(
     ("axes", "told"),
     [
