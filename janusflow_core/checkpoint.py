@@ -16,7 +16,7 @@ from .drawing import DrawingConfig
 from .image import ImageConfig
 from .model import JanusFlow
 from .tokenizer import JanusTokenizer, ProcessorConfig
-from .weights import JSON_KEYS, TOKENIZER_KEY, TensorFile, Weights, read_index, read_weights, tensor_json
+from .weights import JSON_KEYS, NORM, TOKENIZER_KEY, TensorFile, Weights, read_index, read_weights, tensor_json
 
 BUNDLED = Path(__file__).parent / "bundled"
 DROPPED = "vision_und_enc_model.vision_tower.attn_pool."  # in the official file, used by nobody
@@ -39,6 +39,11 @@ class Checkpoint:
     drawing: DrawingConfig
     vae_values: dict[str, Any] | None
     vae_weights: Weights | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are stored in, but for those of quantised layers."""
+        return self.weights.stored(NORM).dtype
 
     @property
     def has_flow(self) -> bool:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import printable, read_json, shown
+from .config import parse_json, printable, read_json, shown
 from .partial import appearing
+from .quantized import PARTS, dequantize
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Texts that a single file may hold among its tensors or, but for the tokenizer, in its metadata.
 TOKENIZER_KEY = "tokenizer_json"
 JSON_KEYS = ("config", "processor_config", "preprocessor_config", "special_tokens_map", "drawing_config", "vae_config")
+QUANTIZED = "_quantization_metadata"  # in the metadata of files by older quantisers: {"layers": {name: description}}
+NORM = "language_model.model.norm.weight"  # in every half; never in eight bits unless all is
 NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -85,18 +90,27 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
 
 
 class Weights:
-    """The tensors of a checkpoint, spread over one or more files, optionally below a prefix."""
+    """The tensors of a checkpoint, spread over one or more files, optionally below a prefix.
+
+    Layers that ComfyUI or `convert` quantised read as the numbers that they stand for.
+    """
 
     def __init__(self, files: Iterable[TensorFile], prefix: str = "") -> None:
         self._where = {
             key.removeprefix(prefix): (file, key) for file in files for key in file.shapes if key.startswith(prefix)
         }
+        files = {file for file, _ in self._where.values()}
+        self._described = {name.removeprefix(prefix): said for file in files for name, said in _described(file).items()}
+        marked = {key.removesuffix(".comfy_quant") for key in self._where if key.endswith(".comfy_quant")}
+        self._quantized = {layer for layer in marked.union(self._described) if f"{layer}.weight" in self._where}
+        self._parts = {f"{layer}.{part}" for layer in self._quantized for part in PARTS}
 
     def __contains__(self, key: str) -> bool:
         return key in self._where
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        """Names of what a model holds: scales and descriptions of quantised layers belong to their weights."""
+        return (key for key in self._where if key not in self._parts)
 
     def shape(self, key: str) -> tuple[int, ...]:
         file, name = self._where[key]
@@ -105,15 +119,55 @@ class Weights:
     def file(self, key: str) -> str:
         return self._where[key][0].name
 
+    def is_quantized(self, key: str) -> bool:
+        return key.endswith(".weight") and key.removesuffix(".weight") in self._quantized
+
     def read(self, key: str) -> Tensor:
+        """One tensor; of a quantised layer the numbers that it stands for, in what the final norm is stored in.
+
+        Raises ValueError for a quantised layer that is not what it says.
+        """
+        if not self.is_quantized(key):
+            return self.stored(key)
+        packed, layer = self.packed(key), key.removesuffix(".weight")
+        try:
+            said = json.loads(tensor_json(packed[f"{layer}.comfy_quant"]))
+            return dequantize(packed[key], packed.get(f"{layer}.weight_scale"), said, self.stored(NORM).dtype)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{self.file(key)}: {key} is no quantised layer that can be read ({error}): "
+                "make the file anew with `janusflow convert --quantize`."
+            ) from error
+
+    def stored(self, key: str) -> Tensor:
+        """One tensor as it lies in its file."""
         file, name = self._where[key]
         return file.read(name)
 
+    def packed(self, key: str) -> dict[str, Tensor]:
+        """The weight of a quantised layer and what lies beside it, as ComfyUI's layers load them."""
+        layer = key.removesuffix(".weight")
+        found = {name: self.stored(name) for name in (key, *(f"{layer}.{part}" for part in PARTS)) if name in self}
+        if layer in self._described:
+            found.setdefault(f"{layer}.comfy_quant", json_tensor(json.dumps(self._described[layer])))
+        return found
+
+
+def _described(file: TensorFile) -> dict[str, Any]:
+    """The quantised layers that a file's metadata names, and what it says of each."""
+    said = parse_json(file.metadata[QUANTIZED], f"{file.name}: {QUANTIZED}") if QUANTIZED in file.metadata else {}
+    layers = said.get("layers", {})
+    return layers if isinstance(layers, dict) else {}
+
 
 def read_weights(
-    weights: Weights, keys: Iterable[str], dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    weights: Weights,
+    keys: Iterable[str],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    packed: bool = False,
 ) -> Iterator[tuple[str, Tensor]]:
-    """The named tensors, converted one by one.
+    """The named tensors, converted one by one; `packed` leaves quantised layers so, for ComfyUI's layers.
 
     Raises ValueError at the first that is no floating point number of a known kind, or holds a NaN or an infinity.
     """
@@ -122,11 +176,14 @@ def read_weights(
         if tensor.dtype not in NUMBERS:
             raise ValueError(
                 f"{weights.file(key)}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point "
-                "numbers: use an unquantised or fp8 checkpoint."
+                "numbers, or a quantised layer with its scale and description."
             )
         if not is_finite(tensor):
             raise ValueError(f"{weights.file(key)}: {key} holds NaN or infinite values: download or train it again.")
-        yield key, tensor.to(device=device, dtype=dtype)
+        if packed and weights.is_quantized(key):
+            yield from weights.packed(key).items()
+        else:
+            yield key, tensor.to(device=device, dtype=dtype)
 
 
 def is_finite(tensor: Tensor) -> bool:

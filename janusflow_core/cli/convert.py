@@ -25,6 +25,9 @@ class Convert:
     dtype: Literal["bf16", "fp32", "fp16"] | None = None
     """Convert the weights; by default they stay as they are."""
 
+    quantize: Literal["fp8", "int8"] | None = None
+    """Write the matrices of the layers in eight bits, as ComfyUI does: half the memory, a little less exact."""
+
     def run(self) -> int:
         """Convert; the status is 0."""
         if self.target.exists():
@@ -35,8 +38,9 @@ class Convert:
 
         own_vae = None if self.vae is None else autoencoder.load_vae_files(self.vae)
         with runtime_errors_in_words(), progress("converting") as show:
-            convert.convert(self.source, self.target, torch_dtype(self.dtype), own_vae, show)
+            convert.convert(self.source, self.target, torch_dtype(self.dtype), own_vae, show, self.quantize)
         files = (self.target, *self.target.rglob("*"))
         size = sum(file.stat().st_size for file in files if file.is_file())
-        print(f"wrote {self.target}, {size / 1e6:,.1f} MB, and read it back: the weights are the same")
+        what = "the same" if self.quantize is None else f"the same but for the layers, which are in {self.quantize} now"
+        print(f"wrote {self.target}, {size / 1e6:,.1f} MB, and read it back: the weights are {what}")
         return 0

@@ -25,7 +25,7 @@ from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
 from ...janusflow_core.weights import TOKENIZER_KEY, json_tensor, read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .layers import quick
-from .model import BOS, ComfyAttention
+from .model import BOS, ComfyAttention, is_packed
 
 NAME = "janusflow"
 LANGUAGE_MODEL = "diffusion_model.language_model."
@@ -84,8 +84,11 @@ class TokenizerFacade:
 class TextModel(JanusFlow):
     """The text half with the call signature of a ComfyUI text encoder."""
 
-    def __init__(self, checkpoint: Checkpoint, tokenizer: TokenizerFacade, dtype: torch.dtype, device: Any) -> None:
-        super().__init__(checkpoint.config, flow=False, operations=quick(ops.manual_cast), dtype=dtype, device=device)
+    def __init__(
+        self, checkpoint: Checkpoint, tokenizer: TokenizerFacade, dtype: torch.dtype, device: Any, packed: bool = False
+    ) -> None:
+        kind = ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if packed else ops.manual_cast
+        super().__init__(checkpoint.config, flow=False, operations=quick(kind), dtype=dtype, device=device)
         self.tokenizer = tokenizer
         self.dtype, self.dtypes = dtype, {dtype}
         self.execution_device: Any = None
@@ -163,6 +166,10 @@ class JanusFlowCLIP(CLIP):
     def load_model(self, tokens: Any = None) -> Any:
         # Looking up a prompt's embeddings needs one table, which ComfyUI's layers stream: nothing is loaded for it.
         return self.patcher
+
+    def state_dict_for_saving(self) -> dict[str, Tensor]:
+        model_management.load_models_gpu([self.patcher])  # core can write int8 of what is loaded only
+        return super().state_dict_for_saving()
 
     def encode_from_tokens(self, tokens: Tokens, return_pooled: Any = False, return_dict: bool = False) -> Any:
         # Where the table is now: moving it for one lookup would cost more than the lookup.
@@ -287,12 +294,13 @@ def text_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disab
         )
     shapes = verified(checkpoint, "text")
     device, offload = model_management.text_encoder_device(), model_management.text_encoder_offload_device()
-    stored = checkpoint.weights.read("beg_of_und_embed").dtype
+    stored = checkpoint.weights.stored("beg_of_und_embed").dtype
     weight_dtype = dtype or (stored if stored in (torch.bfloat16, torch.float32) else torch.bfloat16)
-    model = TextModel(checkpoint, TokenizerFacade(checkpoint, checkpoint.tokenizer), weight_dtype, offload)
+    packed, tokenizer = is_packed(checkpoint, shapes), TokenizerFacade(checkpoint, checkpoint.tokenizer)
+    model = TextModel(checkpoint, tokenizer, weight_dtype, offload, packed)
     model_management.archive_model_dtypes(model)
     patcher = new_patcher(model.eval().requires_grad_(False), device, offload, disable_dynamic)
     model.can_assign_sd = patcher.is_dynamic()
-    model.load_sd(dict(counted(read_weights(checkpoint.weights, shapes), len(shapes), loading_bar())))
+    model.load_sd(dict(counted(read_weights(checkpoint.weights, shapes, packed=packed), len(shapes), loading_bar())))
     patcher.cached_patcher_init = (load_text, (str(checkpoint.path), dtype))
     return patcher

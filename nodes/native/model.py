@@ -10,6 +10,7 @@ alone is the unconditional branch; its time token stands where the positive prom
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -261,17 +262,28 @@ def load_flow(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool
 
 
 def flow_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
-    """A ModelPatcher around the flow half of a checkpoint; raises ValueError for weights that do not fit."""
+    """A ModelPatcher around the flow half of a checkpoint; raises ValueError for weights that do not fit.
+
+    Quantised layers stay so unless a `dtype` is asked for.
+    """
     supported, shapes = SupportedJanusFlow(checkpoint), verified(checkpoint, "flow")
-    device = model_management.get_torch_device()
-    supported.set_inference_dtype(*_numbers(checkpoint, shapes, supported.supported_inference_dtypes, dtype, device))
+    device, packed = model_management.get_torch_device(), dtype is None and is_packed(checkpoint, shapes)
+    stored, cast = _numbers(checkpoint, shapes, supported.supported_inference_dtypes, dtype, device)
+    if packed:  # every other weight lies in what is computed in
+        supported.quant_config, stored, cast = {"mixed_ops": True}, cast or stored, cast or stored
+    supported.set_inference_dtype(stored, cast)
     model = supported.get_model({})
     patcher = new_patcher(model, device, model_management.unet_offload_device(), disable_dynamic)
-    weights = dict(counted(read_weights(checkpoint.weights, shapes), len(shapes), loading_bar()))
+    weights = dict(counted(read_weights(checkpoint.weights, shapes, packed=packed), len(shapes), loading_bar()))
     model.load_model_weights(weights, assign=patcher.is_dynamic())
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "janusflow", prepare_sampling)
     patcher.cached_patcher_init = (load_flow, (str(checkpoint.path), dtype))
     return patcher
+
+
+def is_packed(checkpoint: Checkpoint, keys: Iterable[str]) -> bool:
+    """Whether one of these weights is quantised."""
+    return any(checkpoint.weights.is_quantized(key) for key in keys)
 
 
 def _numbers(
@@ -281,7 +293,7 @@ def _numbers(
     stored = dtype or model_management.unet_dtype(
         model_params=sum(torch.Size(shape).numel() for shape in shapes.values()),
         supported_dtypes=supported,
-        weight_dtype=checkpoint.weights.read("language_model.model.norm.weight").dtype,
+        weight_dtype=checkpoint.dtype,
     )
     stored = instead_of_fp16(stored, device, "JanusFlow's language model")
     if not cpu_in_bf16(device):

@@ -34,6 +34,7 @@ FLOORS = [
         "operations",
         "partial",
         "png",
+        "quantized",
         "sampling",
         "sheet",
         "tokenizer",

@@ -240,6 +240,15 @@ def test_weights_are_cast(capsys, tmp_path):
     assert weights.read("vision_gen_dec_aligner.weight").dtype == torch.bfloat16
 
 
+def test_layers_are_quantised(capsys, tmp_path):
+    status, printed, _ = run(capsys, "convert", TINY, tmp_path / "small.safetensors", "--quantize", "int8")
+    assert status == 0 and "the same but for the layers, which are in int8 now" in printed
+    with_vae = ["--model", tmp_path / "small.safetensors", "--vae", VAE, "--width", 64, "--height", 48]
+    assert run(capsys, "generate", "a heart", *with_vae, "--steps", 1, "--out", tmp_path)[0] == 0
+    weights = open_checkpoint(tmp_path / "small.safetensors").weights
+    assert weights.is_quantized("language_model.model.layers.0.mlp.up_proj.weight")
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------
 
 
@@ -262,6 +271,7 @@ def test_weights_are_cast(capsys, tmp_path):
     (["convert", str(VAE), "x.safetensors"], "config.json"),
     (["convert", str(TINY), str(PICTURES)], "exists already"),
     (["convert", str(TINY), "x.ckpt"], ".safetensors"),
+    (["convert", str(TINY), "x", "--quantize", "fp8"], "quantised layers go into one file only"),
     (["demo", "--comfyui", "no-such-folder"], ""),
 ])  # fmt: skip
 def test_an_error_is_one_line_and_status_2(capsys, monkeypatch, tmp_path, arguments, told):
