@@ -4,13 +4,15 @@ import graphs
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, AutoencoderTiny
 from graphs import (
     GOLDEN_FILE,
     GOLDEN_FOLDER,
     LEFT_RIGHT,
     MICRO_FILE,
     PROMPT,
+    SCALE,
     STARS,
     TINY,
     Graph,
@@ -20,7 +22,7 @@ from graphs import (
     tiny,
 )
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from janusflow_core.autoencoder import VAEConfig, load_vae_files
 from janusflow_core.device import has_compiler
@@ -560,6 +562,42 @@ def test_a_preview_has_the_colors_of_its_picture(server):
     shown = previews(result, sampled)[-1].convert("RGB").resize((12, 12), Image.Resampling.BOX)
     error = np.asarray(shown, float) - np.asarray(small, float)
     assert np.abs(error).mean() < 12 and np.abs(error[np.asarray(small).min(axis=2) < 120]).mean() < 45
+
+
+def tiny_autoencoder(models):
+    """A decoder of TAESD's shape with random weights, put where ComfyUI looks for SDXL's; as diffusers has it."""
+    torch.manual_seed(2)
+    taesd = AutoencoderTiny().eval()
+    with torch.no_grad():
+        taesd.decoder.layers[-1].weight *= 20  # so that its pictures have contrast
+    named = ((*name.split(".", 2)[1:], weight) for name, weight in taesd.decoder.state_dict().items())
+    behind_clamp = {f"{int(place) + 1}.{rest}": weight.contiguous() for place, rest, weight in named}
+    save_file(behind_clamp, models / "vae_approx" / "taesdxl_decoder.safetensors")
+    return taesd
+
+
+def test_taesd_previews_latents_of_sdxl_and_no_others(server, monkeypatch):
+    taesd, post = tiny_autoencoder(server.base / "models"), server._post
+
+    def with_taesd(path, body):
+        return post(path, {**body, "extra_data": {"preview_method": "taesd"}} if path == "/prompt" else body)
+
+    def last_preview(name):
+        graph = Graph()
+        loaded = graph.load(name)
+        sampled = graph.flow(loaded, graph.encode(loaded), width=96, height=64)
+        kept = graph.save(sampled)
+        result = graph.run(server)
+        latent = load_file(server.output_path(result.outputs[kept.name]["latents"][0]))["latent_tensor"]
+        return np.asarray(previews(result, sampled)[-1].convert("RGB").resize((96, 64)), float), latent * SCALE
+
+    monkeypatch.setattr(server, "_post", with_taesd)
+    for name, decode in ((GOLDEN_FILE, lambda z: taesd.decode(z).sample), (TINY, tiny().drawing.preview.decode)):
+        shown, latent = last_preview(name)
+        with torch.no_grad():
+            colors = F.interpolate(decode(latent), (64, 96), mode="bilinear")[0].movedim(0, 2)
+        expected = ((colors + 1) / 2).clamp(0, 1).numpy() * 255
+        assert expected.std() > 10 and np.abs(shown - expected).mean() < 0.3 * expected.std()
 
 
 def events_after_interrupt(server, graph, node):
