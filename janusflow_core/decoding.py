@@ -18,8 +18,9 @@ from torch import Tensor
 from .attention import Attention, KVCache, left_padded_mask, sdpa
 from .config import LanguageConfig
 from .graphs import replayed
-from .llama import Backbone
 
+# (embeddings (B, T, D), positions (B, T), mask, cache, attention) -> hidden states (B, T, D), as llama.Backbone
+Backbone = Callable[[Tensor, Tensor, "Tensor | None", "KVCache | None", Attention], Tensor]
 # (row, token id), called in order for every new token; may raise to cancel
 OnToken = Callable[[int, int], None]
 # (logits (B, V), float32, the ids that each row has written so far) -> logits (B, V); -inf forbids a token

@@ -1,9 +1,8 @@
-"""Both directions in a page each: a prompt to pictures, pictures and a question to words."""
+"""A loaded model: a prompt to pictures here, pictures and a question to words in understanding.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from os import PathLike
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,24 +10,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import canvas, decoding, image, sampling
+from . import canvas, image, sampling
 from .autoencoder import load_vae_files
 from .checkpoint import Checkpoint, OnProgress, load_model, open_checkpoint
-from .decoding import SamplingOptions
-from .device import best_device, best_dtype, free_memory
+from .device import best_device, best_dtype
 from .drawing import DrawingConfig
 from .guidance import Guidance
 from .lora import LoraStack
 from .model import JanusFlow
-from .tokenizer import JanusTokenizer, Message
+from .tokenizer import JanusTokenizer
+from .understanding import Understanding
 from .vae import LatentCodec
 
 Output = Literal["pil", "pixels", "latent"]
-Picture = image.Picture | str | PathLike  # in memory, or a file
-DEFAULT_QUESTION = "Describe the image."
 
 
-class JanusFlowPipeline:
+class JanusFlowPipeline(Understanding):
     """A loaded JanusFlow: `generate` pictures from words, `describe` pictures in words."""
 
     def __init__(
@@ -71,10 +68,6 @@ class JanusFlowPipeline:
         for path, strength in loras:
             pipe.load_lora(path, strength)
         return pipe
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.vision_gen_dec_aligner.weight.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> JanusFlowPipeline:
         """Move to a device, convert to a dtype, or both, in place; returns itself. The VAE keeps its own dtype."""
@@ -225,97 +218,6 @@ class JanusFlowPipeline:
                 "(a diffusers folder or a .safetensors file), or ask for output='latent'."
             )
         return self.codec
-
-    # --- pictures to words --------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def describe(
-        self,
-        images: Picture | Sequence[Picture],
-        question: str = DEFAULT_QUESTION,
-        *,
-        together: bool = False,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | Sequence[int] = 0,
-        on_token: Callable[[str], None] | None = None,
-    ) -> Any:
-        """Answer a question about a picture (a str), about each of several (a list), or once about all `together`.
-
-        Pictures are PIL images, arrays, tensors or paths of files. `temperature` 0 is greedy; answer k is the one that
-        its picture gets alone at seed + k, or at seed[k] of several. `on_token` gets the words of one answer and may
-        raise. Raises ValueError for a conversation that does not fit the model, and what `open_image` raises.
-        """
-        pictures = [images] if isinstance(images, Picture) else list(images)
-        once = together or isinstance(images, Picture)
-        asked = [pictures] if once else [[picture] for picture in pictures]
-        if on_token is not None and len(asked) != 1:
-            raise ValueError("on_token follows one answer: give one picture, or together=True.")
-        stream, answers = self.tokenizer.stream(), []
-        forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
-        options = SamplingOptions(temperature=temperature, top_p=top_p)
-        seeds = range(seed, seed + len(asked)) if isinstance(seed, int) else seed
-        at_once = self.at_once(question, max_new_tokens)
-        for first in range(0, len(asked), at_once):
-            some = asked[first : first + at_once]
-            answers += self.converse(
-                [self.tokenizer.question_messages(question, len(own)) for own in some],
-                some,
-                max_new_tokens=max_new_tokens,
-                options=options,
-                seeds=seeds[first : first + at_once],
-                on_token=forward,
-            )
-        if on_token is not None and (rest := stream.flush()):
-            on_token(rest)
-        return answers[0] if once else answers
-
-    def at_once(self, question: str, max_new_tokens: int) -> int:
-        """About how many pictures can be asked this in one batch, by the memory that is free now."""
-        language = self.model.config.language
-        tokens = len(self.tokenizer.understanding_ids(self.tokenizer.question_messages(question, 1), 1))
-        row = decoding.bytes_a_row(language, tokens + max_new_tokens, self.dtype)
-        return decoding.fitting(free_memory(self.device), row)
-
-    @torch.no_grad()
-    def converse(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        images: Sequence[Sequence[Picture]],
-        *,
-        max_new_tokens: int = 512,
-        options: SamplingOptions = SamplingOptions(),
-        seeds: Sequence[int] | None = None,
-        on_token: decoding.OnToken | None = None,
-    ) -> list[str]:
-        """The next turn of several conversations at once, each with its own pictures; batched equals alone."""
-        ids = [
-            self.tokenizer.understanding_ids(turns, len(own)) for turns, own in zip(conversations, images, strict=True)
-        ]
-        tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
-        self.model.config.language.check_conversation(tokens.shape[1], max_new_tokens)
-        pixels = [image.preprocess(_opened(picture), self.image_config) for own in images for picture in own]
-        features = self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
-        embeddings = self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, features)
-        texts = decoding.generate(
-            self.model.language_model.model,
-            self.model.logits,
-            self.model.encode_prompt,
-            embeddings,
-            real,
-            eos=self.tokenizer.eos_id,
-            max_new_tokens=max_new_tokens,
-            options=options,
-            seeds=seeds,
-            on_token=on_token,
-            fixed=self.device.type == "cuda",
-        )
-        return [self.tokenizer.decode(text).strip() for text in texts]
-
-
-def _opened(picture: Picture) -> image.Picture:
-    return image.open_image(picture) if isinstance(picture, (str, PathLike)) else picture
 
 
 def _fraction(strength: float) -> float:

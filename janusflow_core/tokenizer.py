@@ -140,6 +140,17 @@ class JanusTokenizer:
         images = self.processor.image_tag * num_images + "\n" if num_images else ""
         return [Message(USER, images + question), Message(ASSISTANT, "")]
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """The ids of an answer as it stands behind `Assistant:`, without the closing end-of-sentence.
+
+        Raises ValueError for an answer without a word, which is no answer.
+        """
+        if not answer.strip():
+            raise ValueError("an answer is empty, expected a text: leave it out")
+        before, whole = (self.encode(f"{ASSISTANT}:{text}", bos=False) for text in ("", f" {answer.strip()}"))
+        # A tokenizer that joins the colon with what follows would never let the model say what follows.
+        return whole[len(before) :] if whole[: len(before)] == before else self.encode(f" {answer.strip()}", bos=False)
+
     def understanding_ids(self, messages: Sequence[Message], num_images: int) -> list[int]:
         """The ids of a conversation with each image tag laid out as start, num_image_tokens images, end.
 

@@ -18,8 +18,9 @@ FLOORS = [
     {"cli"},
     {"bench", "host", "world"},
     {"bulk", "convert", "pipeline", "train"},
+    {"understanding"},
     {"checkpoint", "lora"},
-    {"adapters", "autoencoder", "canvas", "decoding", "layout", "vae", "weights"},
+    {"adapters", "autoencoder", "canvas", "choices", "decoding", "layout", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
     {

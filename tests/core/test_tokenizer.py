@@ -360,3 +360,17 @@ def test_a_file_nested_too_deeply_is_named():
         nested = [nested]
     with pytest.raises(ValueError, match="processor_config.json is nested too deeply: correct the file"):
         ProcessorConfig.from_json_dict({"image_tag": nested})
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("answer", ["yes", "a red circle", " Two. ", "7", "zwölf 猫", '{"a": 1}'])
+def test_an_answer_stands_behind_its_question_as_in_the_whole_conversation(name: str, answer: str):
+    tokenizer = TOKENIZERS[name]
+    asked = tokenizer.question_messages("What is it?", 1)
+    whole = tokenizer.understanding_ids([asked[0], Message("Assistant", answer)], 1)
+    assert tokenizer.understanding_ids(asked, 1) + tokenizer.answer_ids(answer) + [tokenizer.eos_id] == whole
+
+
+def test_an_empty_answer_is_none():
+    with pytest.raises(ValueError, match="an answer is empty, expected a text"):
+        MAIN.answer_ids(" ")

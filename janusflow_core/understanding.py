@@ -1,0 +1,201 @@
+"""Pictures and a question to words: answers, choices among given ones and how likely each is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import decoding, image
+from .choices import option_scores
+from .decoding import LogitsRule, SamplingOptions
+from .device import free_memory
+from .model import JanusFlow
+from .tokenizer import JanusTokenizer, Message
+
+Picture = image.Picture | str | PathLike  # in memory, or a file
+DEFAULT_QUESTION = "Describe the image."
+# What a model may write for each: whichever it prefers, the chances of both count.
+YES_NO = {"yes": ("yes", "Yes"), "no": ("no", "No")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The likeliest of some answers, and the probability of each among them, in the order that they were given."""
+
+    answer: str
+    probabilities: dict[str, float]
+
+
+class Understanding:
+    """What a pipeline says about pictures."""
+
+    model: JanusFlow
+    tokenizer: JanusTokenizer
+    image_config: image.ImageConfig
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.vision_gen_dec_aligner.weight.dtype
+
+    @torch.no_grad()
+    def describe(
+        self,
+        images: Picture | Sequence[Picture],
+        question: str = DEFAULT_QUESTION,
+        *,
+        together: bool = False,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | Sequence[int] = 0,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Any:
+        """Answer a question about a picture (a str), about each of several (a list), or once about all `together`.
+
+        Pictures are PIL images, arrays, tensors or paths of files. `temperature` 0 is greedy; answer k is the one that
+        its picture gets alone at seed + k, or at seed[k] of several. `on_token` gets the words of one answer and may
+        raise. Raises ValueError for a conversation that does not fit the model, and what `open_image` raises.
+        """
+        asked, once = self._asked(images, together)
+        if on_token is not None and len(asked) != 1:
+            raise ValueError("on_token follows one answer: give one picture, or together=True.")
+        stream, answers = self.tokenizer.stream(), []
+        forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
+        options = SamplingOptions(temperature=temperature, top_p=top_p)
+        seeds = range(seed, seed + len(asked)) if isinstance(seed, int) else seed
+        at_once = self.at_once(question, max_new_tokens)
+        for first in range(0, len(asked), at_once):
+            some = asked[first : first + at_once]
+            answers += self.converse(
+                [self.tokenizer.question_messages(question, len(own)) for own in some],
+                some,
+                max_new_tokens=max_new_tokens,
+                options=options,
+                seeds=seeds[first : first + at_once],
+                on_token=forward,
+            )
+        if on_token is not None and (rest := stream.flush()):
+            on_token(rest)
+        return answers[0] if once else answers
+
+    def at_once(self, question: str, max_new_tokens: int) -> int:
+        """About how many pictures can be asked this in one batch, by the memory that is free now."""
+        language = self.model.config.language
+        tokens = len(self.tokenizer.understanding_ids(self.tokenizer.question_messages(question, 1), 1))
+        row = decoding.bytes_a_row(language, tokens + max_new_tokens, self.dtype)
+        return decoding.fitting(free_memory(self.device), row)
+
+    @torch.no_grad()
+    def choose(
+        self,
+        images: Picture | Sequence[Picture],
+        question: str,
+        options: Sequence[str] | Mapping[str, Sequence[str]],
+        *,
+        together: bool = False,
+    ) -> Any:
+        """Choose an answer about a picture (a Choice), about each of several (a list), or once about all `together`.
+
+        Probabilities are exact, over whole answers. Options may map an answer to several ways of writing it, whose
+        chances are added. Raises ValueError where options are the same or empty, and what `describe` raises.
+        """
+        spellings = spelled(options)
+        asked, once = self._asked(images, together)
+        ids = [self.tokenizer.answer_ids(text) for written in spellings.values() for text in written]
+        choices = [choice_of(spellings, row) for row in self._option_scores(asked, question, ids)]
+        return choices[0] if once else choices
+
+    def yes_no(self, images: Picture | Sequence[Picture], question: str, *, together: bool = False) -> Any:
+        """`choose` between yes and no, however the model writes them."""
+        return self.choose(images, question, YES_NO, together=together)
+
+    def _asked(self, images: Picture | Sequence[Picture], together: bool) -> tuple[list[list[Picture]], bool]:
+        """The pictures of each conversation, and whether one answer is all that is asked for."""
+        pictures = [images] if isinstance(images, Picture) else list(images)
+        once = together or isinstance(images, Picture)
+        return ([pictures] if once else [[picture] for picture in pictures]), once
+
+    def _option_scores(
+        self, asked: Sequence[Sequence[Picture]], question: str, options: Sequence[Sequence[int]]
+    ) -> Iterator[Tensor]:
+        """log P (O,) of options as answers to a question about each group of pictures."""
+        more = sum(map(len, options))
+        at_once = self.at_once(question, more)
+        for first in range(0, len(asked), at_once):
+            some = asked[first : first + at_once]
+            turns = [self.tokenizer.question_messages(question, len(own)) for own in some]
+            prompt, real = self._laid_out(turns, some, more)
+            model = self.model
+            backbone = model.language_model.model
+            yield from option_scores(
+                backbone, model.logits, model.encode_prompt, prompt, real, options, eos=self.tokenizer.eos_id
+            )
+
+    @torch.no_grad()
+    def converse(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        images: Sequence[Sequence[Picture]],
+        *,
+        max_new_tokens: int = 512,
+        options: SamplingOptions = SamplingOptions(),
+        rules: Sequence[LogitsRule] = (),
+        seeds: Sequence[int] | None = None,
+        on_token: decoding.OnToken | None = None,
+    ) -> list[str]:
+        """The next turn of several conversations at once, each with its own pictures; batched equals alone."""
+        prompt, real = self._laid_out(conversations, images, max_new_tokens)
+        texts = decoding.generate(
+            self.model.language_model.model,
+            self.model.logits,
+            self.model.encode_prompt,
+            prompt,
+            real,
+            eos=self.tokenizer.eos_id,
+            max_new_tokens=max_new_tokens,
+            options=options,
+            rules=rules,
+            seeds=seeds,
+            on_token=on_token,
+            fixed=self.device.type == "cuda",
+        )
+        return [self.tokenizer.decode(text).strip() for text in texts]
+
+    def _laid_out(
+        self, conversations: Sequence[Sequence[Message]], images: Sequence[Sequence[Picture]], more: int
+    ) -> tuple[Tensor, Tensor]:
+        """Left-padded embeddings (B, T, D) and what of them is real (B, T); `more` tokens must fit behind them."""
+        pairs = zip(conversations, images, strict=True)
+        ids = [self.tokenizer.understanding_ids(turns, len(own)) for turns, own in pairs]
+        tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
+        self.model.config.language.check_conversation(tokens.shape[1], more)
+        pixels = [image.preprocess(opened(picture), self.image_config) for own in images for picture in own]
+        features = self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
+        return self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, features), real
+
+
+def spelled(options: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Answers and how each may be written; raises ValueError where none is given, one is empty or two are the same."""
+    pairs = [*options.items()] if isinstance(options, Mapping) else [(option, (option,)) for option in options]
+    texts = [text.strip() for _, written in pairs for text in written]
+    if not pairs or not all(written for _, written in pairs) or "" in texts or len({*texts}) < len(texts):
+        raise ValueError("options must be different texts, at least one and none empty: correct the list.")
+    return dict(pairs)
+
+
+def choice_of(spellings: Mapping[str, Sequence[str]], scores: Tensor) -> Choice:
+    """The choice that log P (O,) of all spellings, in their order, make."""
+    chances = scores.double().softmax(dim=0).split([len(written) for written in spellings.values()])
+    probabilities = {answer: float(part.sum()) for answer, part in zip(spellings, chances, strict=True)}
+    return Choice(max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+def opened(picture: Picture) -> image.Picture:
+    """A picture in memory, from its file if need be."""
+    return image.open_image(picture) if isinstance(picture, (str, PathLike)) else picture
