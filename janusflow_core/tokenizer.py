@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +118,16 @@ class JanusTokenizer:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing."""
         with _panics_in_words("it cannot decode these ids"):
             return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def token_texts(self) -> list[str]:
+        """What each id stands for by itself, U+FFFD where that is a part of a character."""
+        return [self.decode([token], skip_special_tokens=False) for token in range(self.vocab_size)]
+
+    @property
+    def whole(self) -> str:
+        """A tokenizer.json that holds the added tags as well."""
+        return self._tokenizer.to_str()
 
     def stream(self, skip_special_tokens: bool = True) -> TextStream:
         """A decoder that takes one id at a time; one per running text."""

@@ -15,6 +15,8 @@ from .choices import option_scores
 from .decoding import LogitsRule, SamplingOptions
 from .device import free_memory
 from .model import JanusFlow
+from .schemas import SchemaRule
+from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
 Picture = image.Picture | str | PathLike  # in memory, or a file
@@ -65,24 +67,32 @@ class Understanding:
         asked, once = self._asked(images, together)
         if on_token is not None and len(asked) != 1:
             raise ValueError("on_token follows one answer: give one picture, or together=True.")
-        stream, answers = self.tokenizer.stream(), []
+        stream = self.tokenizer.stream()
         forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
         options = SamplingOptions(temperature=temperature, top_p=top_p)
         seeds = range(seed, seed + len(asked)) if isinstance(seed, int) else seed
-        at_once = self.at_once(question, max_new_tokens)
-        for first in range(0, len(asked), at_once):
-            some = asked[first : first + at_once]
-            answers += self.converse(
-                [self.tokenizer.question_messages(question, len(own)) for own in some],
-                some,
-                max_new_tokens=max_new_tokens,
-                options=options,
-                seeds=seeds[first : first + at_once],
-                on_token=forward,
-            )
+        answers = self._answers(asked, question, max_new_tokens, options=options, seeds=seeds, on_token=forward)
         if on_token is not None and (rest := stream.flush()):
             on_token(rest)
         return answers[0] if once else answers
+
+    def _answers(
+        self,
+        asked: Sequence[Sequence[Picture]],
+        question: str,
+        max_new_tokens: int,
+        rules: Sequence[LogitsRule] = (),
+        seeds: Sequence[int] | None = None,
+        **how: Any,
+    ) -> list[str]:
+        """What `converse` answers about each group of pictures, in batches that fit the memory."""
+        answers, at_once = [], self.at_once(question, max_new_tokens)
+        for first in range(0, len(asked), at_once):
+            some = asked[first : first + at_once]
+            turns = [self.tokenizer.question_messages(question, len(own)) for own in some]
+            own_seeds = None if seeds is None else seeds[first : first + at_once]
+            answers += self.converse(turns, some, max_new_tokens=max_new_tokens, rules=rules, seeds=own_seeds, **how)
+        return answers
 
     def at_once(self, question: str, max_new_tokens: int) -> int:
         """About how many pictures can be asked this in one batch, by the memory that is free now."""
@@ -114,6 +124,45 @@ class Understanding:
     def yes_no(self, images: Picture | Sequence[Picture], question: str, *, together: bool = False) -> Any:
         """`choose` between yes and no, however the model writes them."""
         return self.choose(images, question, YES_NO, together=together)
+
+    def number(
+        self,
+        images: Picture | Sequence[Picture],
+        question: str,
+        minimum: float = 0,
+        maximum: float = 100,
+        decimals: int = 0,
+        *,
+        together: bool = False,
+    ) -> Any:
+        """Answer with a number of this range, in digits or, up to twenty, in words: an int, or a float with decimals.
+
+        One about a picture, a list about several, one about all `together`. Raises what `Numbers` and `describe` raise.
+        """
+        numbers = Numbers(minimum, maximum, decimals)
+        rule = Spelled(self.tokenizer, numbers.begins, numbers.ends, numbers.takes)
+        asked, once = self._asked(images, together)
+        values = [numbers.value(text) for text in self._answers(asked, question, numbers.longest + 2, [rule])]
+        return values[0] if once else values
+
+    def structured(
+        self,
+        images: Picture | Sequence[Picture],
+        question: str,
+        schema: str | Mapping[str, Any],
+        *,
+        together: bool = False,
+        max_new_tokens: int = 512,
+    ) -> Any:
+        """Answer with JSON that satisfies a schema, parsed: one about a picture, a list about several, one `together`.
+
+        Needs llguidance. Texts, lists and numbers that the schema leaves without bound get one (see `schemas`). Raises
+        what `SchemaRule` and `describe` raise, and ValueError where `max_new_tokens` do not suffice.
+        """
+        rule = SchemaRule(self.tokenizer, schema)
+        asked, once = self._asked(images, together)
+        values = [rule.value(text) for text in self._answers(asked, question, max_new_tokens, [rule])]
+        return values[0] if once else values
 
     def _asked(self, images: Picture | Sequence[Picture], together: bool) -> tuple[list[list[Picture]], bool]:
         """The pictures of each conversation, and whether one answer is all that is asked for."""

@@ -20,7 +20,7 @@ FLOORS = [
     {"bulk", "convert", "pipeline", "train"},
     {"understanding"},
     {"checkpoint", "lora"},
-    {"adapters", "autoencoder", "canvas", "choices", "decoding", "layout", "vae", "weights"},
+    {"adapters", "autoencoder", "canvas", "choices", "decoding", "layout", "schemas", "spelling", "vae", "weights"},
     {"model"},
     {"llama", "uvit", "vit"},
     {
@@ -46,7 +46,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_CHAIN, LONGEST_FILE = 6, 330
 # What ComfyUI itself installs, so that the pack brings nothing new into it.
 COMFYUI_BRINGS = {"PIL", "numpy", "pydantic", "safetensors", "tokenizers", "torch", "tqdm"}
-OPTIONAL = ["accelerate", "comfy_cli", "diffusers", "peft", "transformers", "tyro", "websocket"]
+OPTIONAL = ["accelerate", "comfy_cli", "diffusers", "llguidance", "peft", "transformers", "tyro", "websocket"]
 COMFYUI_MODULES = {
     "comfy",
     "comfy_api",
@@ -160,7 +160,7 @@ def test_pure_modules_import_nothing_of_ours(module: str):
 
 @pytest.mark.parametrize("module", INFERENCE)
 def test_inference_needs_nothing_that_comfyui_lacks(module: str):
-    optional = {"vae": {"diffusers"}}
+    optional = {"vae": {"diffusers"}, "schemas": {"llguidance"}}
     assert foreign(module) <= COMFYUI_BRINGS | optional.get(module, set())
 
 

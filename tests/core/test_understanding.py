@@ -1,8 +1,10 @@
 """Choices about pictures: the chances of whole answers, batched and alone, how they are written, what is refused."""
 
+import json
 import math
 from typing import Any
 
+import jsonschema
 import pytest
 import torch
 from golden import GOLDEN, micro, micro_pipeline, picture
@@ -78,3 +80,41 @@ def test_the_bundled_model_tells_what_is_there():
     assert there.probabilities["yes"] > 0.9 and absent.probabilities["no"] > 0.9
     color = pipe.choose(image, "What color is the circle?", list(COLORS))
     assert color.answer == "red" and sum(color.probabilities.values()) == pytest.approx(1.0)
+
+
+# --- numbers and JSON -------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_of_the_range_batched_and_alone():
+    images = [picture("wide"), picture("gray"), picture("rgba")] * 4
+    for numbers in ((0, 100, 0), (-3, 3, 2), (1900, 2100, 0)):
+        values = micro().number(images, QUESTION, *numbers)
+        assert all(numbers[0] <= value <= numbers[1] for value in values) and len(values) == len(images)
+        assert {type(value) for value in values} == {float if numbers[2] else int}
+        assert values[1] == micro().number(images[1], QUESTION, *numbers)
+
+
+def test_json_satisfies_its_schema_batched_and_alone():
+    """Rows end after different numbers of tokens: each keeps its own place in the schema."""
+    images = [picture("wide"), picture("gray"), picture("rgba")]
+    part = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 6}}, "required": ["name"]}
+    schema = {"type": "array", "items": {"anyOf": [part, {"type": "integer"}]}, "maxItems": 3}
+    values = micro().structured(images, QUESTION, schema)
+    for image, value in zip(images, values, strict=True):
+        jsonschema.validate(value, schema)
+        assert micro().structured(image, QUESTION, json.dumps(schema)) == value
+    jsonschema.validate(micro().structured(images, QUESTION, schema, together=True), schema)
+
+
+def test_json_that_was_cut_off_says_so():
+    with pytest.raises(ValueError, match=r"the answer was cut off after \d+ letters of JSON: allow more tokens"):
+        micro().structured(picture("wide"), QUESTION, {"const": "a rather long text"}, max_new_tokens=3)
+
+
+def test_the_bundled_model_counts_and_fills_in():
+    pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", dtype=torch.float32)
+    stars = [Object("star", "green", x, y, 14, COLORS["green"]) for x, y in ((24, 30), (70, 28), (48, 70))]
+    image = Image.fromarray(render(Scene((250, 250, 250), tuple(stars))))
+    assert pipe.number(image, "How many stars are there?") == 3
+    color = {"enum": ["red", "green", "blue"]}
+    assert pipe.structured(image, "What color is the star?", color) in color["enum"]
