@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "comfy")]
 
 from graphs import Graph  # noqa: E402
 
+from janusflow_core.convert import convert  # noqa: E402
 from janusflow_core.host.find import find_comfyui  # noqa: E402
 from janusflow_core.host.server import Server  # noqa: E402
 
@@ -45,17 +46,17 @@ def measured(server: Server, graph: Graph) -> tuple[float, float]:
     return memory(server, "VmHWM"), time.perf_counter() - began
 
 
-def draw(stored: str, steps: int, cfg: float, batch: int) -> Graph:
+def draw(name: str, stored: str, steps: int, cfg: float, batch: int) -> Graph:
     graph = Graph()
-    loaded = graph.load(NAME, weight_dtype=stored)
+    loaded = graph.load(name, weight_dtype=stored)
     how = {"steps": steps, "cfg": cfg, "batch_size": batch, "seed": batch}
     graph.save(graph.flow(loaded, graph.encode(loaded), **how))
     return graph
 
 
-def describe(stored: str) -> Graph:
+def describe(name: str, stored: str) -> Graph:
     graph = Graph()
-    loaded = graph.load(NAME, weight_dtype=stored)
+    loaded = graph.load(name, weight_dtype=stored)
     picture = graph.add("EmptyImage", width=384, height=384, batch_size=1, color=0)
     graph.show(graph.describe(loaded[1], picture, tokens=4))
     return graph
@@ -64,16 +65,20 @@ def describe(stored: str) -> Graph:
 def main(folder: Path) -> None:
     print("| stored as | at rest | drawing, no guidance | with guidance | a batch of 4 | describing |")
     print("|---|---|---|---|---|---|")
-    for stored in ("fp32", "bf16", "fp8_e4m3fn"):
+    for name, stored in ((NAME, "fp32"), (NAME, "bf16"), (NAME, "fp8_e4m3fn"), ("int8.safetensors", "default")):
         with tempfile.TemporaryDirectory() as base:
             models = Path(base) / "models" / "janusflow"
             models.mkdir(parents=True)
-            (models / NAME).symlink_to(folder.resolve(), target_is_directory=True)
+            if name == NAME:
+                (models / name).symlink_to(folder.resolve(), target_is_directory=True)
+            else:
+                convert(folder, models / name, quantize="int8")
             with Server(find_comfyui(), pack=ROOT, pack_name="JanusFlow", base=Path(base), timeout=900) as server:
-                graphs = [draw(stored, 1, *how) for how in ((1.0, 1), (2.0, 1), (2.0, 4))] + [describe(stored)]
-                rest, told = memory(server, "VmRSS"), [measured(server, graph) for graph in graphs]
+                graphs = [draw(name, stored, 1, *how) for how in ((1.0, 1), (2.0, 1), (2.0, 4))]
+                rest = memory(server, "VmRSS")
+                told = [measured(server, graph) for graph in (*graphs, describe(name, stored))]
             cells = " | ".join(f"{peak:.1f} GB, {taken:.0f} s" for peak, taken in told)
-            print(f"| {stored} | {rest:.1f} GB | {cells} |", flush=True)
+            print(f"| {stored if name == NAME else name} | {rest:.1f} GB | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
