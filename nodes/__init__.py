@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .caption import JanusFlowCaptionFolder
+from .choose import JanusFlowChoose
 from .decode import JanusFlowVAEDecode
 from .describe import JanusFlowDescribe
 from .encode import JanusFlowEncodePrompt
@@ -10,9 +11,12 @@ from .finetune import JanusFlowREPAFineTune
 from .load import JanusFlowLoader
 from .native.compat import ComfyExtension, io
 from .native.files import register_folders
+from .number import JanusFlowNumber
 from .sample import JanusFlowSampler
 from .sheet import JanusFlowSheet
+from .structured import JanusFlowJSON
 from .sweep import JanusFlowSweep
+from .yes_no import JanusFlowYesNo
 
 NODES: list[type[io.ComfyNode]] = [
     JanusFlowLoader,
@@ -20,6 +24,10 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowSampler,
     JanusFlowVAEDecode,
     JanusFlowDescribe,
+    JanusFlowChoose,
+    JanusFlowYesNo,
+    JanusFlowNumber,
+    JanusFlowJSON,
     JanusFlowCaptionFolder,
     JanusFlowREPAFineTune,
     JanusFlowSweep,

@@ -7,11 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..janusflow_core.tokenizer import TextStream
-from .native.asking import OWN, answer_inputs, asked, question_inputs, sampling_options
-from .native.clip import check_clip
+from .native.asking import (
+    ONE_BY_ONE,
+    OWN,
+    answer_inputs,
+    asked,
+    conversations,
+    picture_inputs,
+    question_inputs,
+    sampling_options,
+    together_input,
+)
 from .native.compat import io, show_on_node, ui
 
-ONE_BY_ONE, TOGETHER = "one by one", "together"
 EVERY = 0.2  # seconds between two looks at answers that are being written
 
 
@@ -27,15 +35,9 @@ class JanusFlowDescribe(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Clip.Input("clip", tooltip="The CLIP of Load JanusFlow."),
-                io.Image.Input("image", tooltip="One picture or a batch."),
+                *picture_inputs(),
                 *question_inputs(),
-                io.Combo.Input(
-                    "pictures",
-                    options=[ONE_BY_ONE, TOGETHER],
-                    default=ONE_BY_ONE,
-                    tooltip="An answer for each picture of a batch, or one about all of them.",
-                ),
+                together_input(),
                 *answer_inputs("Each further picture adds 1."),
             ],
             outputs=[
@@ -54,18 +56,10 @@ class JanusFlowDescribe(io.ComfyNode):
         ask: str = OWN,
         pictures: str = ONE_BY_ONE,
     ) -> io.NodeOutput:
-        check_clip(clip, "Describe Image")
-        if image.ndim != 4:
-            raise ValueError(
-                f"Describe Image got pictures of shape {tuple(image.shape)}, expected "
-                "(batch, height, width, channels): connect an IMAGE output."
-            )
-        question = asked(ask, question)
-        groups = [image] if pictures == TOGETHER else [picture[None] for picture in image]
-        conversations = [clip.tokenize(question, image=group) for group in groups]
-        seeds = [(mode.get("seed", 0) + k) % 2**64 for k in range(len(groups))]
-        live = Live([clip.tokenizer.core.stream() for _ in groups], cls.hidden)
-        answers = clip.answer(conversations, max_new_tokens, sampling_options(mode), seeds, live)
+        about = conversations(clip, image, asked(ask, question), pictures, "Describe Image")
+        seeds = [(mode.get("seed", 0) + k) % 2**64 for k in range(len(about))]
+        live = Live([clip.tokenizer.core.stream() for _ in about], cls.hidden)
+        answers = clip.answer(about, max_new_tokens, sampling_options(mode), seeds, live)
         texts = [clip.decode(ids) for ids in answers]
         show_on_node(joined(texts), cls.hidden)
         return io.NodeOutput(texts, ui=ui.PreviewText(joined(texts)))

@@ -7,9 +7,41 @@ from typing import Any
 
 from ...janusflow_core.captions import PRESETS
 from ...janusflow_core.decoding import SamplingOptions
+from .clip import check_clip
 from .compat import io
+from .tokens import Tokens
 
 OWN = "own question"
+ONE_BY_ONE, TOGETHER = "one by one", "together"
+
+
+def picture_inputs() -> list[Any]:
+    """The CLIP and the pictures that a question is about."""
+    return [
+        io.Clip.Input("clip", tooltip="The CLIP of Load JanusFlow."),
+        io.Image.Input("image", tooltip="One picture or a batch."),
+    ]
+
+
+def together_input() -> Any:
+    return io.Combo.Input(
+        "pictures",
+        options=[ONE_BY_ONE, TOGETHER],
+        default=ONE_BY_ONE,
+        tooltip="An answer for each picture of a batch, or one about all of them.",
+    )
+
+
+def conversations(clip: Any, image: Any, question: str, pictures: str, node: str) -> list[Tokens]:
+    """A question about each picture of a batch, or about all; raises ValueError in the name of a node."""
+    check_clip(clip, node)
+    if image.ndim != 4:
+        raise ValueError(
+            f"{node} got pictures of shape {tuple(image.shape)}, expected "
+            "(batch, height, width, channels): connect an IMAGE output."
+        )
+    groups = [image] if pictures == TOGETHER else [picture[None] for picture in image]
+    return [clip.tokenize(asked(OWN, question), image=group) for group in groups]
 
 
 def question_inputs() -> list[Any]:

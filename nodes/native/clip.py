@@ -7,9 +7,8 @@ strength on one side never leaks into the other.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +17,17 @@ from torch import Tensor
 
 from ...janusflow_core import decoding
 from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, verified
+from ...janusflow_core.choices import option_scores
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.model import JanusFlow
-from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
-from ...janusflow_core.weights import TOKENIZER_KEY, json_tensor, read_weights
+from ...janusflow_core.weights import read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .layers import quick
 from .model import BOS, ComfyAttention, is_packed
+from .tokens import NAME, Row, TokenizerFacade, Tokens, is_picture
 
-NAME = "janusflow"
 LANGUAGE_MODEL = "diffusion_model.language_model."
-Row = Sequence[tuple[Any, ...]]  # (token id or picture, weight, ...)
-Tokens = dict[str, list[Row]]
-
-
-class TokenizerFacade:
-    """ComfyUI's view of the tokenizer: lists of (token id, weight), a picture as one entry of its own."""
-
-    def __init__(self, checkpoint: Checkpoint, core: JanusTokenizer) -> None:
-        self.core, self.image = core, checkpoint.image
-
-    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: Any) -> Tokens:
-        """A prompt for the flow (CLIPTextEncode), or a conversation where `image` is spoken of (TextGenerate).
-
-        Prompt weights like (red:1.2) mean nothing to a language model: parentheses are read as they stand. The empty
-        prompt is BOS alone, the unconditional branch.
-        """
-        entries = self._conversation(text, **options) if "image" in options else self._prompt(text)
-        return {NAME: [[(entry, 1.0, 0) if return_word_ids else (entry, 1.0) for entry in entries]]}
-
-    def _prompt(self, text: str) -> list[int]:
-        return self.core.generation_ids(text) if text.strip() else [self.core.bos_id]
-
-    def _conversation(
-        self, text: str, image: Tensor | None = None, skip_template: bool = False, **unused: Any
-    ) -> list[Any]:
-        pictures = [] if image is None else [picture[None] for picture in image]
-        if not skip_template:
-            text = self.core.chat(self.core.question_messages(text, len(pictures)), SYSTEM_PROMPT)
-        ids, left = self.core.tagged_ids(text, len(pictures)), iter(pictures)
-        return [{"type": "image", "data": next(left)} if token == self.core.image_id else token for token in ids]
-
-    def lay_out(self, row: Row) -> list[int]:
-        """The ids of a row, every picture in it as its start, image and end tags."""
-        return [token for entry, *_ in row for token in (self.core.picture_ids if _is_picture(entry) else (entry,))]
-
-    def untokenize(self, pairs: Sequence[tuple[Any, ...]]) -> list[tuple[Any, str]]:
-        return [(pair, "<image>" if _is_picture(pair[0]) else self.core.decode([pair[0]], False)) for pair in pairs]
-
-    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        return self.core.decode(token_ids, skip_special_tokens).strip()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What CheckpointSave must write beside the weights, so that our loader can read the file again."""
-        parts = {
-            "processor_config": self.core.processor.to_json_dict(),
-            "special_tokens_map": dict(self.core.special),
-            "preprocessor_config": self.image.to_json_dict(),
-        }
-        texts = {TOKENIZER_KEY: self.core.json, **{key: json.dumps(value) for key, value in parts.items()}}
-        return {key: json_tensor(text) for key, text in texts.items()}
 
 
 class TextModel(JanusFlow):
@@ -115,7 +64,7 @@ class TextModel(JanusFlow):
         """
         core, device = self.tokenizer.core, self.execution_device
         ids, real = (part.to(device) for part in core.pad_left([self.tokenizer.lay_out(row) for row in rows]))
-        pictures = [entry["data"] for row in rows for entry, *_ in row if _is_picture(entry)]
+        pictures = [entry["data"] for row in rows for entry, *_ in row if is_picture(entry)]
         pixels = [preprocess(picture, self.tokenizer.image) for data in pictures for picture in from_tensor(data)]
         features = None
         if pixels:
@@ -209,40 +158,65 @@ class JanusFlowCLIP(CLIP):
         seeds: Sequence[int],
         on_token: decoding.OnToken | None = None,
         bar: bool = True,
+        rules: Sequence[decoding.LogitsRule] = (),
     ) -> list[list[int]]:
         """The ids of the next turn of several conversations, with ComfyUI's cancel button and, with `bar`, its bar.
 
-        As many at once as the free memory holds. `on_token` hears which conversation got which token. Raises
-        ValueError when a conversation does not fit the model's context.
+        As many at once as the free memory holds. `on_token` hears which conversation got which token; `rules` say what
+        may be written. Raises ValueError when a conversation does not fit the model's context.
         """
-        text, device, flow = self.cond_stage_model, self.patcher.load_device, self.flow_patcher.model
+        text, progress, answers = self.cond_stage_model, None, []
+        for first, prompt, real in self._batches(conversations, max_new_tokens):
+            progress = progress or _Progress(len(conversations), max_new_tokens, on_token, bar)
+            answers += decoding.generate(
+                *self._parts,
+                prompt,
+                real,
+                eos=text.tokenizer.core.eos_id,
+                max_new_tokens=max_new_tokens,
+                options=options,
+                rules=rules,
+                seeds=seeds[first : first + len(prompt)],
+                on_token=progress.after(first, len(prompt)),
+                attention=ComfyAttention({}),
+            )
+        return answers
+
+    def weigh(self, conversations: Sequence[Tokens], answers: Sequence[str]) -> list[Tensor]:
+        """log P (O,), in float32 on the CPU, of whole answers (see core's choices) to each of several conversations."""
+        core, found = self.cond_stage_model.tokenizer.core, []
+        options = [core.answer_ids(answer) for answer in answers]
+        for _, prompt, real in self._batches(conversations, sum(map(len, options))):
+            check_cancelled()
+            found += option_scores(
+                *self._parts, prompt, real, options, eos=core.eos_id, attention=ComfyAttention({})
+            ).cpu()
+        return found
+
+    @property
+    def _parts(self) -> tuple[Any, Any, Any]:
+        """What decoding knows of the model: embeddings to hidden states, these to logits, ids to embeddings."""
+        text = self.cond_stage_model
+        return self.flow_patcher.model.diffusion_model.language_model.model, text.logits, text.encode_prompt
+
+    def _batches(self, conversations: Sequence[Tokens], more: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """As many conversations at once as the free memory holds: the first's number, embeddings, what is real.
+
+        Both halves are loaded, and `more` tokens have room behind each.
+        """
+        text, device = self.cond_stage_model, self.patcher.load_device
         rows = [tokens[NAME][0] for tokens in conversations]
         longest = max(len(text.tokenizer.lay_out(row)) for row in rows)
-        text.config.language.check_conversation(longest, max_new_tokens)
-        dtype = flow.get_dtype_inference()
-        room = decoding.bytes_a_row(text.config.language, longest + max_new_tokens, dtype)
+        text.config.language.check_conversation(longest, more)
+        dtype = self.flow_patcher.model.get_dtype_inference()
+        room = decoding.bytes_a_row(text.config.language, longest + more, dtype)
         model_management.load_models_gpu([self.patcher, self.flow_patcher], memory_required=2 * room)
         at_once = decoding.fitting(model_management.get_free_memory(device), room)
         text.reset_clip_options()
         text.set_clip_options({"execution_device": device})
-        progress, answers = _Progress(len(rows), max_new_tokens, on_token, bar), []
         with model_management.cuda_device_context(device):
             for first in range(0, len(rows), at_once):
-                prompt, real = text.embed(rows[first : first + at_once], dtype)
-                answers += decoding.generate(
-                    flow.diffusion_model.language_model.model,
-                    text.logits,
-                    text.encode_prompt,
-                    prompt,
-                    real,
-                    eos=text.tokenizer.core.eos_id,
-                    max_new_tokens=max_new_tokens,
-                    options=options,
-                    seeds=seeds[first : first + at_once],
-                    on_token=progress.after(first, len(prompt)),
-                    attention=ComfyAttention({}),
-                )
-        return answers
+                yield first, *text.embed(rows[first : first + at_once], dtype)
 
 
 class _Progress:
@@ -271,10 +245,6 @@ def check_clip(clip: Any, node: str) -> None:
     """Raises ValueError, in the name of a node, for a CLIP that is not JanusFlow's."""
     if not isinstance(clip, JanusFlowCLIP):
         raise ValueError(f"{node} needs JanusFlow's CLIP: connect the CLIP output of Load JanusFlow.")
-
-
-def _is_picture(entry: Any) -> bool:
-    return isinstance(entry, dict)
 
 
 def _weight_name(key: Any) -> str:
