@@ -219,6 +219,36 @@ def test_what_is_no_picture_is_named_and_skipped(capsys, tmp_path):
     assert str(bad) in complaint and str(none) in complaint
 
 
+def test_choices_come_with_their_chances_for_programs_and_for_people(capsys, pipe):
+    paths, options = [PICTURES / "wide.png", PICTURES / "rgba.png"], ["yes", "no", "a heart"]
+    asked = ["describe", *paths, *SAY, "--question", "Is it?", "--choices", "yes,no, a heart"]
+    expected = pipe.choose([open_image(path) for path in paths], "Is it?", options)
+    status, printed, _ = run(capsys, *asked, "--json")
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert status == 0 and [list(row) for row in rows] == [["picture", "answer", "probabilities"]] * 2
+    for row, path, choice in zip(rows, paths, expected, strict=True):
+        assert (row["picture"], row["answer"]) == (str(path), choice.answer)
+        assert row["probabilities"] == pytest.approx(choice.probabilities, abs=1e-5)
+    _, printed, _ = run(capsys, *asked)
+    chances = [choice.probabilities[choice.answer] for choice in expected]
+    lines = [f"{path}\t{one.answer}\t{chance:.4f}" for path, one, chance in zip(paths, expected, chances, strict=True)]
+    assert printed.splitlines() == lines
+    _, printed, _ = run(capsys, *asked, "--json", "--together")
+    assert json.loads(printed)["pictures"] == [str(path) for path in paths]
+
+
+def test_a_schema_makes_json_and_any_answer_can_be_told_as_json(capsys, pipe, tmp_path):
+    path, schema = PICTURES / "wide.png", {"enum": ["red", {"a": 1}, None]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    asked = ["describe", path, *SAY, "--question", "What?"]
+    expected = pipe.structured(open_image(path), "What?", schema)
+    _, printed, _ = run(capsys, *asked, "--schema", tmp_path / "schema.json", "--json")
+    assert json.loads(printed) == {"picture": str(path), "answer": expected}
+    _, printed, _ = run(capsys, *asked, "--json")
+    words = pipe.describe(open_image(path), "What?", max_new_tokens=6)
+    assert json.loads(printed) == {"picture": str(path), "answer": words}
+
+
 # --- convert ----------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +298,9 @@ def test_layers_are_quantised(capsys, tmp_path):
     (["describe", str(PICTURES / "*.jpeg"), *SAY], "leave the quotes away"),
     (["describe", str(PICTURES / "wide.png"), *SAY, "--question", " "], "the question is empty"),
     (["describe", str(TINY / "config.json"), *SAY], "config.json"),
+    (["describe", str(PICTURES / "wide.png"), *SAY, "--choices", "a,,b"], "options must be different texts"),
+    (["describe", str(PICTURES / "wide.png"), *SAY, "--choices", "a", "--schema", "x"], "leave one out"),
+    (["describe", str(PICTURES / "wide.png"), *SAY, "--schema", "no-such.json"], "no-such.json"),
     (["convert", str(VAE), "x.safetensors"], "config.json"),
     (["convert", str(TINY), str(PICTURES)], "exists already"),
     (["convert", str(TINY), "x.ckpt"], ".safetensors"),
