@@ -108,6 +108,7 @@ class JanusFlowPipeline(Understanding):
         width: int | None = None,
         height: int | None = None,
         num_images: int = 1,
+        best_of: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
         guidance_start: float = 0.0,
@@ -128,7 +129,7 @@ class JanusFlowPipeline(Understanding):
         on_step: sampling.OnStep | None = None,
     ) -> Any:
         """Draw `num_images` pictures of each prompt; picture k equals a single run with seed + k, or with its own seed
-        of several.
+        of several. With `best_of` each is the best by `score` of so many, drawn with the seeds that follow each other.
 
         Sides are in pixels, multiples of 16. `guidance` 1 means none. Size, steps, guidance and solver that are not
         given are the checkpoint's own (`pipe.drawing`): by default the trained size, and the paper's 30 steps of Euler
@@ -139,8 +140,10 @@ class JanusFlowPipeline(Understanding):
         of PIL pictures, pixels (B, 3, H, W) in [0, 1] or model-scale latents (B, 4, h, w). Raises ValueError for bad
         arguments; `on_step` may raise to cancel.
         """
-        rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images)]
-        self._check_output(output)
+        if best_of < 1:
+            raise ValueError(f"best_of must be at least 1, got {best_of}.")
+        rows = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(num_images * best_of)]
+        self._check_output("pil" if best_of > 1 and output == "latent" else output)
         start = 1.0 - _fraction(strength)
         if init_image is None and (start or mask is not None):
             raise ValueError("mask and strength need init_image: they say what of that picture is painted anew.")
@@ -161,7 +164,7 @@ class JanusFlowPipeline(Understanding):
                 inpaint = sampling.Inpaint(x, canvas.latent_mask(mask, noise), noise, times[0], differential)
         velocity = self.guided_velocity(rows, negative_prompt, guided, noise.shape)
         latents = sampling.integrate(velocity, z, times, solver or self.drawing.solver, inpaint, on_step)
-        return self._finish(latents, output)
+        return self._finish(latents, output, rows, best_of)
 
     __call__ = generate
 
@@ -197,11 +200,16 @@ class JanusFlowPipeline(Understanding):
         pixels = canvas.start_pixels(picture, (like.shape[3] * 8, like.shape[2] * 8))
         return self.need_codec().encode(pixels).to(like).expand(like.shape)
 
-    def _finish(self, latents: Tensor, output: Output) -> Any:
-        if output == "latent":
+    def _finish(self, latents: Tensor, output: Output, prompts: Sequence[str], best_of: int) -> Any:
+        """What was asked for, of the best of every so many."""
+        if output == "latent" and best_of == 1:
             return latents
         pixels = self.need_codec().decode(latents)
-        return pixels if output == "pixels" else image.from_tensor(pixels.permute(0, 2, 3, 1))
+        if best_of > 1:
+            scores = torch.tensor(self.score(_pictures(pixels), prompts)).view(-1, best_of)
+            kept = scores.argmax(dim=1) + torch.arange(0, len(prompts), best_of)
+            latents, pixels = latents[kept], pixels[kept]
+        return latents if output == "latent" else pixels if output == "pixels" else _pictures(pixels)
 
     def _check_output(self, output: str) -> None:
         """Raise before the flow what would else be raised after it."""
@@ -218,6 +226,10 @@ class JanusFlowPipeline(Understanding):
                 "(a diffusers folder or a .safetensors file), or ask for output='latent'."
             )
         return self.codec
+
+
+def _pictures(pixels: Tensor) -> list[Image.Image]:
+    return image.from_tensor(pixels.permute(0, 2, 3, 1))
 
 
 def _fraction(strength: float) -> float:

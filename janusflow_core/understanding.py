@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -16,6 +17,7 @@ from .decoding import LogitsRule, SamplingOptions
 from .device import free_memory
 from .model import JanusFlow
 from .schemas import SchemaRule
+from .scoring import Judging, plain, questions
 from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
@@ -163,6 +165,31 @@ class Understanding:
         asked, once = self._asked(images, together)
         values = [rule.value(text) for text in self._answers(asked, question, max_new_tokens, [rule])]
         return values[0] if once else values
+
+    def score(self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], *, by: Judging = "both") -> Any:
+        """How well a picture shows a prompt, from 0 to 1, by the model's own answers; a list for several.
+
+        Each of several pictures may have its own prompt. By `caption`: the probability that the model describes it in
+        just these words; by `parts`: that it says yes when asked for each thing that the prompt names, multiplied; by
+        `whole`: when asked for all of it; by `both`: caption times parts, which ranks best. Raises ValueError for a
+        prompt without words, and what `choose` raises.
+        """
+        pictures = [images] if isinstance(images, Picture) else list(images)
+        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+        scores = dict[int, float]()
+        for one in dict.fromkeys(prompts):
+            rows = [row for row, (own, _) in enumerate(zip(prompts, pictures, strict=True)) if own == one]
+            scores |= zip(rows, self._chances([pictures[row] for row in rows], one, by), strict=True)
+        return scores[0] if isinstance(images, Picture) else [scores[row] for row in range(len(pictures))]
+
+    @torch.no_grad()
+    def _chances(self, pictures: Sequence[Picture], prompt: str, by: Judging) -> list[float]:
+        factors = [[one.probabilities["yes"] for one in self.yes_no(pictures, q)] for q in questions(prompt, by)]
+        if by in ("both", "caption"):
+            ids = self.tokenizer.answer_ids(plain(prompt))
+            scores = self._option_scores([[picture] for picture in pictures], DEFAULT_QUESTION, [ids])
+            factors.append([float(score.exp()) for score in scores])
+        return [math.prod(chances) for chances in zip(*factors, strict=True)]
 
     def _asked(self, images: Picture | Sequence[Picture], together: bool) -> tuple[list[list[Picture]], bool]:
         """The pictures of each conversation, and whether one answer is all that is asked for."""

@@ -37,6 +37,7 @@ FLOORS = [
         "png",
         "quantized",
         "sampling",
+        "scoring",
         "sheet",
         "tokenizer",
         "wildcards",
