@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..pipeline import JanusFlowPipeline
+
+    Drawn = tuple[int, tuple[str, int, Image.Image]]  # number, prompt, seed, picture
 
 # What the pipeline takes by the same name, and what it is where neither the user nor --like says anything.
 SETTINGS: dict[str, Any] = {
@@ -82,6 +85,9 @@ class Generate(LoadOptions):
     """Folder for the pictures, janusflow_<its own seed>_<number>.png; nothing in it is overwritten."""
     num_images: int | None = None
     """Pictures of each prompt; 1, or one for each seed, by default."""
+    best_of: int = 1
+    """Draw so many for each picture and keep the one that the model itself finds to show the prompt best; its score,
+    0 to 1, is printed behind its path."""
     batch_size: int = 16
     """So many pictures are drawn at once; memory grows with it, the pictures stay the same."""
     width: int | None = None
@@ -130,11 +136,20 @@ class Generate(LoadOptions):
         from ..png import save_new
 
         settled, pipe, prompts, seeds = self._ready()
-        pictures = settled._drawn(pipe, prompts, seeds)
-        for row, (prompt, seed, picture) in enumerate(zip(prompts, seeds, pictures, strict=True)):
+        rows = enumerate(zip(prompts, seeds, settled._drawn(pipe, prompts, seeds), strict=True))
+        while candidates := [*islice(rows, self.best_of)]:
+            (row, (prompt, seed, picture)), score = self._best(pipe, candidates)
             origin = settled._origin(prompt, seed, row, picture.size)
-            print(save_new(self.out, f"janusflow_{seed}", picture, origin.chunks()), flush=True)
+            print(f"{save_new(self.out, f'janusflow_{seed}', picture, origin.chunks())}{score}", flush=True)
         return 0
+
+    def _best(self, pipe: JanusFlowPipeline, candidates: list[Drawn]) -> tuple[Drawn, str]:
+        """The best of some pictures of a prompt and what is printed of its score; of one, itself and nothing."""
+        if self.best_of == 1:
+            return candidates[0], ""
+        scores = pipe.score([picture for _, (*_, picture) in candidates], candidates[0][1][0])
+        best = max(range(len(scores)), key=scores.__getitem__)
+        return candidates[best], f"\t{scores[best]:.4f}"
 
     def _ready(self) -> tuple[Self, JanusFlowPipeline, list[str], list[int]]:
         """The same command with nothing left open, the model, and the prompt and seed of each picture."""
@@ -158,14 +173,21 @@ class Generate(LoadOptions):
             raise ValueError('got no prompt or an empty one, say what to draw: janusflow generate "a red circle"')
         seeds = list(self.seed or (0,))
         each = len(seeds) if self.num_images is None else self.num_images
-        for option, number in (("--num-images", each), ("--batch-size", self.batch_size)):
+        for option, number in (
+            ("--num-images", each),
+            ("--batch-size", self.batch_size),
+            ("--best-of", self.best_of),
+        ):
             if number < 1:
                 raise ValueError(f"got {option} {number}, expected at least 1")
         if len(seeds) > 1 and each != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {each} pictures of a prompt: leave --num-images out")
-        prompts = [prompt for prompt in prompts for _ in range(each)]
+        if len(seeds) > 1 and self.best_of > 1:
+            raise ValueError(f"got {len(seeds)} seeds and --best-of, which draws with seeds of its own: give one seed")
+        prompts = [prompt for prompt in prompts for _ in range(each * self.best_of)]
         seeds = seeds * (len(prompts) // each) if len(seeds) > 1 else [seeds[0] + k for k in range(len(prompts))]
-        return [expand(prompt, seed, self.wildcards) for prompt, seed in zip(prompts, seeds, strict=True)], seeds
+        chances = [seeds[row - row % self.best_of] for row in range(len(prompts))]  # candidates share their prompt
+        return [expand(prompt, chance, self.wildcards) for prompt, chance in zip(prompts, chances, strict=True)], seeds
 
     def _completed(self, made: Origin, name: str) -> Self:
         """The same command with what it leaves open taken from a picture; files must be named anew."""
@@ -242,6 +264,8 @@ class Sweep(Generate):
         """Draw and save; the status is 0."""
         from ..png import save_new
 
+        if self.best_of > 1:
+            raise ValueError("got --best-of, but a sheet shows what every setting draws: leave it out")
         columns = Axis.parse(self.columns, KINDS)
         rows = Axis.parse(self.rows, KINDS) if self.rows else None
         settled, pipe, prompts, seeds = self._ready()

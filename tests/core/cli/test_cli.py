@@ -169,6 +169,24 @@ def test_start_picture_mask_and_negative_prompt_reach_the_pipeline(capsys, tmp_p
     assert [made[name] for name in ("init_image", "mask", "strength")] == ["wide.png", "mask.png", 0.5]
 
 
+def test_the_best_of_some_is_kept_and_remembers_its_own_seed(capsys, tmp_path, pipe):
+    prompts, how = ["a heart", "a {cat|dog|hat}"], ["--best-of", 3, "--seed", 11, "--batch-size", 4]
+    status, printed, _ = run(capsys, "generate", *prompts, *DRAW, *how, "--out", tmp_path)
+    lines = [line.split("\t") for line in printed.splitlines()]
+    assert status == 0 and len(lines) == 2
+    for row, (path, score) in enumerate(lines):
+        made = origin(path)
+        assert made["seed"] in range(11 + 3 * row, 14 + 3 * row) and "{" not in made["prompt"]
+        scores = []
+        for seed in range(11 + 3 * row, 14 + 3 * row):
+            _, alone, _ = run(capsys, "generate", made["prompt"], *DRAW, "--seed", seed, "--out", tmp_path / "alone")
+            scores.append(pipe.score(open_image(alone.strip()), made["prompt"]))
+            if seed == made["seed"]:
+                assert open_image(alone.strip()).tobytes() == open_image(path).tobytes()
+        assert float(score) == pytest.approx(max(scores), abs=1e-3)
+        assert scores[made["seed"] - 11 - 3 * row] == max(scores)
+
+
 # --- describe ---------------------------------------------------------------------------------------------------
 
 
@@ -290,6 +308,9 @@ def test_layers_are_quantised(capsys, tmp_path):
     (["generate", "a heart", *DRAW, "--strength", "0.5"], "--init-image"),
     (["generate", "a heart", *DRAW, "--device", "cuba"], "try cpu"),
     (["generate", "a heart", *CPU], "no VAE"),
+    (["generate", "a heart", *DRAW, "--best-of", "0"], "got --best-of 0, expected at least 1"),
+    (["generate", "a heart", *DRAW, "--best-of", "2", "--seed", "1", "2"], "give one seed"),
+    (["sweep", "a heart", *DRAW, "--best-of", "2"], "leave it out"),
     (["generate", "a heart", "--model", "no-such-model"], "no-such-model"),
     (["describe", *SAY], "no picture"),
     (["describe", "no-such.png", *SAY], "no-such.png"),
