@@ -12,7 +12,9 @@ from .load import JanusFlowLoader
 from .native.compat import ComfyExtension, io
 from .native.files import register_folders
 from .number import JanusFlowNumber
+from .retry import JanusFlowRetry
 from .sample import JanusFlowSampler
+from .score import JanusFlowScore
 from .sheet import JanusFlowSheet
 from .structured import JanusFlowJSON
 from .sweep import JanusFlowSweep
@@ -28,6 +30,8 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowYesNo,
     JanusFlowNumber,
     JanusFlowJSON,
+    JanusFlowScore,
+    JanusFlowRetry,
     JanusFlowCaptionFolder,
     JanusFlowREPAFineTune,
     JanusFlowSweep,

@@ -1,20 +1,11 @@
-"""Flow Sampler: the paper's uniform grid and per-picture seeds, on ComfyUI's own sampling."""
+"""Flow Sampler: prompts to latents."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
-
-from ..janusflow_core.canvas import varied_noise
-from ..janusflow_core.guidance import Guidance
-from ..janusflow_core.sampling import time_grid
-from .native.compat import SDXL, io, latent_preview, model_management, sample, samplers
-from .native.guidance import with_guidance
-from .native.model import JanusFlowModel
-
-SAMPLERS = ["auto", "euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "ipndm_v"]
+from .native.compat import io
+from .native.drawing import SAMPLERS, draw
 
 
 class JanusFlowSampler(io.ComfyNode):
@@ -165,75 +156,5 @@ class JanusFlowSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        seed: int,
-        steps: int,
-        cfg: float,
-        width: int,
-        height: int,
-        batch_size: int,
-        denoise: float = 1.0,
-        sampler: str = "auto",
-        shift: float = 1.0,
-        latent: dict[str, Any] | None = None,
-        guidance_start: float = 0.0,
-        guidance_end: float = 1.0,
-        guidance_rescale: float = 0.0,
-        cfg_zero_star: bool = False,
-        variation_seed: int = 0,
-        variation_strength: float = 0.0,
-    ) -> io.NodeOutput:
-        if not isinstance(model.model, JanusFlowModel):
-            raise ValueError("Flow Sampler needs a JanusFlow MODEL; for other models use KSampler.")
-        for name, value in (("cfg", cfg), ("denoise", denoise), ("shift", shift)):
-            if not math.isfinite(value):  # JSON may say NaN, which no widget's bounds keep out
-                raise ValueError(f"{name} is {value}, but must be a number.")
-        drawing = model.model.model_config.drawing
-        steps, cfg = steps or drawing.steps, drawing.guidance if cfg < 0 else cfg
-        model = with_guidance(model, Guidance(cfg, guidance_start, guidance_end, cfg_zero_star, guidance_rescale))
-        start = dict(latent) if latent is not None else _empty_latent(model, width, height, batch_size)
-        samples = sample.fix_empty_latent_channels(model, start["samples"])
-        indices = start.get("batch_index", range(len(samples)))
-        seeds, others = ([(first + k) % 2**64 for k in indices] for first in (seed, variation_seed))
-        noise = varied_noise(samples.shape[1:], seeds, others, variation_strength)
-        # The schedule is the model's own uniform grid; sigma counts noise, t counts data.
-        sigmas = torch.tensor([1.0 - t for t in time_grid(steps, start=1.0 - denoise, shift=shift)])
-        callback = latent_preview.prepare_callback(model, steps)
-        start["samples"] = sample.sample_custom(
-            model,
-            noise,
-            cfg,
-            _solver(drawing.solver) if sampler == "auto" else samplers.sampler_object(sampler),
-            sigmas,
-            positive,
-            negative,
-            samples,
-            noise_mask=start.get("noise_mask"),
-            callback=callback,
-            seed=seed,
-        )
-        return io.NodeOutput(start)
-
-
-def _solver(name: str) -> Any:
-    """ComfyUI's sampler that computes what the library's solver does."""
-    if name == "ab2":
-        return samplers.ksampler("ipndm_v", {"max_order": 2})
-    return samplers.sampler_object(name)
-
-
-def _empty_latent(model: Any, width: int, height: int, batch_size: int) -> dict[str, Any]:
-    own = model.model.model_config
-    trained = own.core.vision.image_size
-    sides = [height or own.drawing.height or trained, width or own.drawing.width or trained]
-    for name, side in zip(("height", "width"), sides, strict=True):
-        if side % 16:
-            raise ValueError(
-                f"{name} is {side} pixels, but must be a multiple of 16, for example {side - side % 16 or 16}."
-            )
-    shape = (batch_size, SDXL.latent_channels, sides[0] // 8, sides[1] // 8)
-    return {"samples": torch.zeros(shape, device=model_management.intermediate_device())}
+    def execute(cls, model: Any, positive: Any, negative: Any, seed: int, *more: Any, **settings: Any) -> io.NodeOutput:
+        return io.NodeOutput(draw(model, positive, negative, seed, *more, **settings))

@@ -117,7 +117,8 @@ def calls_in(part: ast.AST) -> list[ast.Call]:
 
 def nodes() -> dict[str, dict[str, dict[str, Any]]]:
     """Node id -> name of each input and output -> the constant arguments that describe it, read from the source."""
-    shared = ast.parse((ROOT / "nodes" / "native" / "asking.py").read_text(encoding="utf-8")).body
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "nodes" / "native").glob("*.py")]
+    shared = [part for tree in trees for part in tree.body]
     inputs_of = {part.name: calls_in(part) for part in shared if isinstance(part, ast.FunctionDef)}
     found = {}
     for file in sorted((ROOT / "nodes").glob("*.py")):

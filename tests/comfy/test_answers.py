@@ -1,11 +1,16 @@
 """Answers that a graph can use: choices, booleans, numbers and JSON, as the library gives them, on native wires."""
 
 import json
+from typing import get_args
 
 import graphs
 import jsonschema
 import pytest
+import torch
 from graphs import LEFT_RIGHT, STARS, TINY, Graph, failure, tiny
+
+from janusflow_core.image import pixels
+from janusflow_core.scoring import Judging
 
 PICTURES = [LEFT_RIGHT, STARS]
 
@@ -87,6 +92,62 @@ def test_pictures_can_be_asked_about_together(server, uploaded):
     assert [float(chance) for chance in chances] == pytest.approx([expected], abs=1e-4)
 
 
+# --- the model judges pictures ----------------------------------------------------------------------------------
+
+PROMPT = "a red circle left of a blue square"
+
+
+def score(graph: Graph, image, prompt: str, **inputs):
+    loaded = graph.load(TINY, weight_dtype="fp32")
+    return graph.add(
+        "JanusFlowScore", clip=loaded[1], image=image, prompt=prompt, **{"keep": 1, "by": "both", **inputs}
+    )
+
+
+@pytest.mark.parametrize("by", get_args(Judging))
+def test_scores_are_the_librarys_and_the_best_go_on(server, uploaded, by):
+    graph = Graph()
+    node = score(graph, batch_of(graph, uploaded), "three green stars", by=by, keep=256)
+    alone = score(graph, batch_of(graph, uploaded), "three green stars", by=by)
+    scores, order = told(server, graph, node[1], node[2])
+    expected = tiny().score(PICTURES, "three green stars", by=by)
+    assert [float(one) for one in scores] == pytest.approx(expected, rel=1e-2, abs=1e-6)
+    assert expected[1] > expected[0] and order == ["1", "0"]
+    both, best = graph.pictures(server, node[0], alone[0])
+    assert torch.equal(both, torch.stack([pixels(STARS), pixels(LEFT_RIGHT)])) and torch.equal(best[0], both[0])
+
+
+def retry(graph: Graph, **inputs):
+    loaded = graph.load(TINY, vae="from checkpoint", weight_dtype="fp32")
+    encoded = graph.encode(loaded, PROMPT)
+    parts = {"model": loaded, "clip": loaded[1], "vae": loaded[2], "positive": encoded[0], "negative": encoded[1]}
+    settings = {"seed": 40, "tries": 3, "until": 1.0, "batch_size": 2, "steps": 8, "cfg": 2.5, "width": 0, "height": 0}
+    return graph.add("JanusFlowRetry", prompt=PROMPT, by="both", **parts, **{**settings, **inputs})
+
+
+def test_all_tries_give_the_best_of_all_and_its_seed(server):
+    graph = Graph()
+    node = retry(graph)
+    (latent,) = graph.latents(server, node[1])
+    (found,), (seed,), (tries,) = told(server, graph, node[2], node[3], node[4])
+    pictures = tiny().generate(PROMPT, num_images=6, steps=8, guidance=2.5, seed=40)
+    scores = tiny().score(pictures, PROMPT)
+    best = max(range(6), key=scores.__getitem__)
+    assert (int(seed), int(tries)) == (40 + best, 3) and float(found) == pytest.approx(scores[best], rel=2e-2)
+    expected = tiny().generate(PROMPT, steps=8, guidance=2.5, seed=40 + best, output="latent")
+    assert graphs.relative(latent, expected) <= 1e-3
+
+
+def test_it_stops_as_soon_as_a_picture_is_good_enough(server):
+    scores = tiny().score(tiny().generate(PROMPT, num_images=6, steps=8, guidance=2.5, seed=40), PROMPT)
+    wanted = max(scores[2:4])  # the second try's
+    assert wanted > max(scores[:2])  # else another seed tells more
+    graph = Graph()
+    node = retry(graph, until=0.9 * wanted + 0.1 * max(scores[:2]))
+    (seed,), (tries,) = told(server, graph, node[3], node[4])
+    assert (int(seed), int(tries)) == (40 + scores.index(wanted), 2)
+
+
 @pytest.mark.parametrize(
     ("kind", "inputs", "words"),
     [
@@ -106,6 +167,12 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(server, uploaded, kind
     image = graph.add("LoadImage", image=uploaded[0])
     asked(graph, kind, image, **{"question": "What?", **inputs})
     failure(server, graph, kind, *words)
+
+
+def test_an_empty_prompt_has_no_score(server, uploaded):
+    graph = Graph()
+    score(graph, graph.add("LoadImage", image=uploaded[0]), "a photo of ")
+    failure(server, graph, "JanusFlowScore", "Score Image got an empty prompt")
 
 
 @pytest.fixture(scope="module", autouse=True)

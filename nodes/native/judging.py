@@ -1,0 +1,50 @@
+"""What the nodes that judge pictures share: what they ask to see whether a picture shows a prompt."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+from torch import Tensor
+
+from ...janusflow_core.scoring import Judging, plain, questions
+from ...janusflow_core.understanding import DEFAULT_QUESTION, YES_NO, choice_of
+from .asking import ONE_BY_ONE, conversations
+from .compat import io
+
+JUDGING: tuple[Judging, ...] = get_args(Judging)
+
+
+def prompt_input() -> Any:
+    return io.String.Input(
+        "prompt",
+        multiline=True,
+        default="a red circle left of a blue square",
+        tooltip="What the picture should show: usually what it was drawn by.",
+    )
+
+
+def by_input() -> Any:
+    return io.Combo.Input(
+        "by",
+        options=list(JUDGING),
+        default=JUDGING[0],
+        advanced=True,
+        tooltip="caption: how likely the model describes the picture in just these words. parts: how likely it says "
+        "yes for each thing that the prompt names. whole: for all of it at once. both: caption times parts.",
+    )
+
+
+def scored(clip: Any, image: Tensor, prompt: str, by: str, node: str) -> list[float]:
+    """What core's `score` gives each picture of a batch; raises ValueError in the name of a node."""
+    if by not in JUDGING:
+        raise ValueError(f"{node} judges by {', '.join(JUDGING)}, got {by!r}.")
+    if not plain(prompt):
+        raise ValueError(f"{node} got an empty prompt: write what the picture should show.")
+    asked = [conversations(clip, image, question, ONE_BY_ONE, node) for question in questions(prompt, by)]
+    spellings = [text for ways in YES_NO.values() for text in ways]
+    factors = [[choice_of(YES_NO, row).probabilities["yes"] for row in clip.weigh(about, spellings)] for about in asked]
+    if by in ("both", "caption"):
+        about = conversations(clip, image, DEFAULT_QUESTION, ONE_BY_ONE, node)
+        factors.append([float(row.exp()) for row in clip.weigh(about, [plain(prompt)])])
+    return [math.prod(chances) for chances in zip(*factors, strict=True)]
