@@ -1,7 +1,7 @@
 """Makes workflows/*.jpg, the pictures of ComfyUI's template browser: python -m tools.make_thumbnails [NAME ...]
 
 Every workflow runs on a real server as it is saved. Its thumbnail shows the picture it draws or reads, two side by side
-where it draws one anew, and the words.
+where it draws one anew, four where it chooses, and the words.
 """
 
 import json
@@ -19,6 +19,7 @@ from janusflow_core.host.workflow import convert_workflow, shown
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORKFLOWS = CHECKOUT / "workflows"
 HANDOFF = {"JanusFlow to SDXL": ("JanusFlow", "SDXL"), "JanusFlow from SDXL": ("SDXL", "JanusFlow")}
+BESIDE = {"JanusFlow best of four": 4}  # of its pictures; elsewhere all, where they are two
 SIDE, STRIP, LETTER = 512, 96, 28  # pixels: the square, the words under the picture, their height
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,10 @@ def run(server: Server, path: Path) -> tuple[Image.Image, str]:
     result = server.run(api, workflow)
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
-    words = shown(api, result, ["PreviewAny"], "text")
+    words = [text for text in shown(api, result, ["PreviewAny"], "text") if not text.isdigit()]
     pictures = [Image.open(server.output_path(image)).convert("RGB") for image in result.images]
-    picture = side_by_side(pictures) if len(pictures) == 2 else pictures[0]
+    several = pictures[-BESIDE.get(path.stem, len(pictures)) :]
+    picture = in_pairs(several) if len(several) in (2, 4) else pictures[0]
     return picture, words[0].splitlines()[0] if words else ""
 
 
@@ -63,13 +65,13 @@ def steps(first: str, second: str) -> Image.Image:
     return card
 
 
-def side_by_side(pictures: list[Image.Image]) -> Image.Image:
-    """Two pictures of one size in one, with a gap."""
+def in_pairs(pictures: list[Image.Image]) -> Image.Image:
+    """An even number of pictures of one size, two in a row, with gaps."""
     (width, height), gap = pictures[0].size, pictures[0].width // 12
-    both = Image.new("RGB", (2 * width + gap, height), "black")
+    every = Image.new("RGB", (2 * width + gap, len(pictures) // 2 * (height + gap) - gap), "black")
     for number, picture in enumerate(pictures):
-        both.paste(picture, (number * (width + gap), 0))
-    return both
+        every.paste(picture, (number % 2 * (width + gap), number // 2 * (height + gap)))
+    return every
 
 
 def thumbnail(picture: Image.Image, words: str) -> Image.Image:

@@ -32,6 +32,9 @@ CAPTION_AND_TRAIN = "JanusFlow caption and train"  # ten captions; four pictures
 PICTURES, WORDS = {CAPTION: 8, CAPTION_AND_TRAIN: 4}, {CAPTION: 8, CAPTION_AND_TRAIN: 10}  # of each node that shows
 BESIDE = (FINE_TUNE, CAPTION_AND_TRAIN)
 SWEEP = "JanusFlow sweep"  # nine pictures on a sheet
+BEST, RETRY, ROUTE = "JanusFlow best of four", "JanusFlow draw until right", "JanusFlow route by an answer"
+MORE = {BEST: 3}  # all four are shown, and the best
+ANY = ("*", "COMFY_MATCHTYPE_V3")  # an input that takes what another one gets
 AGAIN = ("JanusFlow image to image", "JanusFlow inpaint")  # one picture before, one after
 every_workflow = pytest.mark.parametrize("name", NAMES)
 with_files_to_come = pytest.mark.parametrize("name", ALL)
@@ -125,7 +128,7 @@ def test_the_links_are_the_same_at_both_ends(name):
     for link, source, output, target, at, kind in workflow["links"]:
         begin, end = nodes[source]["outputs"][output], nodes[target]["inputs"][at]
         assert link in begin["links"] and end["link"] == link and begin["type"] == kind
-        assert "*" in (kind, end["type"]) or end["type"] == kind
+        assert kind in ANY or end["type"] in (*ANY, kind)
         assert nodes[source]["order"] < nodes[target]["order"]
     numbers = [link[0] for link in workflow["links"]]
     told = [link for node in nodes.values() for slot in node["outputs"] for link in slot["links"] or ()]
@@ -168,7 +171,7 @@ def test_every_node_fits_its_schema(name, catalog):
 def test_it_runs_and_saves_what_it_promises(name, run):
     done = run(name)
     shown = [*nodes_of(done.workflow, "SaveImage"), *nodes_of(done.workflow, "PreviewImage")]
-    assert len(done.pictures) == PICTURES.get(name, 1) * len(shown)
+    assert len(done.pictures) == PICTURES.get(name, 1) * len(shown) + MORE.get(name, 0)
     assert len(done.words) == WORDS.get(name, 1) * len(nodes_of(done.workflow, "PreviewAny"))
     assert all(isinstance(text, str) and text.strip() for text in done.words) and (done.words or done.pictures)
     for path in done.pictures:
@@ -268,7 +271,9 @@ def test_the_sweeps_sheet_shows_each_combination(run):
     assert len({cell.tobytes() for line in cells for cell in line}) == 9
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*BESIDE, *AGAIN, USE, SWEEP)])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in (*BESIDE, *AGAIN, USE, SWEEP, BEST, RETRY, ROUTE)]
+)
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]
@@ -276,6 +281,45 @@ def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     with Image.open(done.pictures[0]) as picture:
         assert judge(picture, prompt)
     assert not done.words or tells(done.words[0], prompt)
+
+
+def saved(done: Run, server) -> Image.Image:
+    (node,) = nodes_of(done.workflow, "SaveImage")
+    (picture,) = done.result.outputs[str(node["id"])]["images"]
+    return Image.open(server.output_path(picture)).convert("RGB")
+
+
+def said(done: Run, title: str) -> str:
+    """What stands in the text node of this title."""
+    (text,) = (node["widgets_values"][0] for node in done.workflow["nodes"] if node.get("title") == title)
+    return text
+
+
+def test_the_best_of_four_is_right_where_some_are_not(run, server):
+    done = run(BEST)
+    (shown,) = nodes_of(done.workflow, "PreviewImage")
+    pictures = done.result.outputs[str(shown["id"])]["images"]
+    drawn = [Image.open(server.output_path(picture)).convert("RGB") for picture in pictures]
+    prompt, best = said(done, "Prompt"), saved(done, server)
+    assert best.tobytes() in [picture.tobytes() for picture in drawn]
+    assert judge(best, prompt) and not all(judge(picture, prompt) for picture in drawn)
+
+
+def test_it_draws_again_until_the_picture_is_right(run, server):
+    done = run(RETRY)
+    assert judge(saved(done, server), said(done, "Prompt")) and 1 < int(done.words[0]) <= 8
+
+
+def test_an_answer_decides_what_is_drawn(run, server):
+    done = run(ROUTE)
+    assert judge(saved(done, server), said(done, "If yes")) and not judge(saved(done, server), said(done, "If no"))
+    api = json.loads(json.dumps(done.api))
+    (first,) = (node for node in api.values() if node["inputs"].get("text") == "a red star")
+    first["inputs"]["text"] = "a red circle"
+    result = server.run(api)
+    assert result.status == "success", result.error
+    other = Run(done.workflow, api, result, [], [])
+    assert judge(saved(other, server), said(done, "If no"))
 
 
 def test_pairs_of_pictures_and_captions_are_written(run, server):
