@@ -32,8 +32,9 @@ def test_the_library_example(tmp_path, monkeypatch):
     with contextlib.redirect_stdout(printed):
         exec(code, names)  # noqa: S102 - our own README
     assert len(names["pictures"]) > 1 and all(judge(picture, prompt) for picture in names["pictures"])
-    answer, captions = printed.getvalue().splitlines()
+    answer, captions, choice = printed.getvalue().splitlines()
     assert answer == "a red circle" and all(tells(caption, prompt) for caption in ast.literal_eval(captions))
+    assert re.fullmatch(r"Choice\(answer='red', probabilities={'red': 0\.9\d*, 'blue': [\d.e-]+}\)", choice), choice
 
 
 def test_the_commands(tmp_path):
