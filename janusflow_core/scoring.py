@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 Judging = Literal["both", "caption", "parts", "whole"]
@@ -31,3 +33,13 @@ def questions(prompt: str, by: Judging) -> list[str]:
     """The yes-or-no questions whose chances of yes are multiplied; none where the caption alone decides."""
     things = {"both": parts(prompt), "parts": parts(prompt), "whole": [plain(prompt)], "caption": []}[by]
     return [IS_THERE.format(thing) for thing in things]
+
+
+def score(
+    prompt: str, by: Judging, yes: Callable[[str], Sequence[float]], said: Callable[[str], Sequence[float]]
+) -> list[float]:
+    """The score of each picture, from 0 to 1: `yes` answers a question about each, `said` how likely a caption is."""
+    factors = [yes(question) for question in questions(prompt, by)]
+    if by in ("both", "caption"):
+        factors.append(said(plain(prompt)))
+    return [math.prod(chances) for chances in zip(*factors, strict=True)]

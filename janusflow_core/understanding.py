@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import decoding, image
+from . import decoding, image, scoring
 from .choices import option_scores
 from .decoding import LogitsRule, SamplingOptions
 from .device import free_memory
 from .model import JanusFlow
 from .schemas import SchemaRule
-from .scoring import Judging, plain, questions
+from .scoring import Judging
 from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
@@ -184,12 +183,16 @@ class Understanding:
 
     @torch.no_grad()
     def _chances(self, pictures: Sequence[Picture], prompt: str, by: Judging) -> list[float]:
-        factors = [[one.probabilities["yes"] for one in self.yes_no(pictures, q)] for q in questions(prompt, by)]
-        if by in ("both", "caption"):
-            ids = self.tokenizer.answer_ids(plain(prompt))
-            scores = self._option_scores([[picture] for picture in pictures], DEFAULT_QUESTION, [ids])
-            factors.append([float(score.exp()) for score in scores])
-        return [math.prod(chances) for chances in zip(*factors, strict=True)]
+        asked = [[picture] for picture in pictures]
+
+        def yes(question: str) -> list[float]:
+            return [choice.probabilities["yes"] for choice in self.yes_no(pictures, question)]
+
+        def said(caption: str) -> list[float]:
+            ids = self.tokenizer.answer_ids(caption)
+            return [float(row.exp()) for row in self._option_scores(asked, DEFAULT_QUESTION, [ids])]
+
+        return scoring.score(prompt, by, yes, said)
 
     def _asked(self, images: Picture | Sequence[Picture], together: bool) -> tuple[list[list[Picture]], bool]:
         """The pictures of each conversation, and whether one answer is all that is asked for."""

@@ -127,9 +127,11 @@ class Weights:
 
         Raises ValueError for a quantised layer that is not what it says.
         """
-        if not self.is_quantized(key):
-            return self.stored(key)
-        packed, layer = self.packed(key), key.removesuffix(".weight")
+        return self.unpacked(key, self.packed(key)) if self.is_quantized(key) else self.stored(key)
+
+    def unpacked(self, key: str, packed: Mapping[str, Tensor]) -> Tensor:
+        """The numbers that what `packed` gives for a quantised layer stands for; raises what `read` raises."""
+        layer = key.removesuffix(".weight")
         try:
             said = json.loads(tensor_json(packed[f"{layer}.comfy_quant"]))
             return dequantize(packed[key], packed.get(f"{layer}.weight_scale"), said, self.stored(NORM).dtype)
@@ -172,7 +174,8 @@ def read_weights(
     Raises ValueError at the first that is no floating point number of a known kind, or holds a NaN or an infinity.
     """
     for key in keys:
-        tensor = weights.read(key)
+        parts = weights.packed(key) if weights.is_quantized(key) else {}
+        tensor = weights.unpacked(key, parts) if parts else weights.stored(key)
         if tensor.dtype not in NUMBERS:
             raise ValueError(
                 f"{weights.file(key)}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point "
@@ -180,8 +183,8 @@ def read_weights(
             )
         if not is_finite(tensor):
             raise ValueError(f"{weights.file(key)}: {key} holds NaN or infinite values: download or train it again.")
-        if packed and weights.is_quantized(key):
-            yield from weights.packed(key).items()
+        if packed and parts:
+            yield from parts.items()
         else:
             yield key, tensor.to(device=device, dtype=dtype)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..janusflow_core.understanding import choice_of, spelled
-from .native.asking import ONE_BY_ONE, conversations, picture_inputs, together_input
-from .native.compat import io, show_on_node, ui
+from ..janusflow_core.understanding import spelled
+from .native.asking import ONE_BY_ONE, conversations, picture_inputs, question_input, shown, together_input
+from .native.compat import io
 
 
 class JanusFlowChoose(io.ComfyNode):
@@ -23,12 +23,7 @@ class JanusFlowChoose(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *picture_inputs(),
-                io.String.Input(
-                    "question",
-                    multiline=True,
-                    default="What color is the circle?",
-                    tooltip="What to ask about the picture.",
-                ),
+                question_input("What color is the circle?"),
                 io.String.Input(
                     "options",
                     multiline=True,
@@ -50,21 +45,19 @@ class JanusFlowChoose(io.ComfyNode):
     def execute(cls, clip: Any, image: Any, question: str, options: str, pictures: str = ONE_BY_ONE) -> io.NodeOutput:
         spellings = spelled(written(options))
         about = conversations(clip, image, question, pictures, "Choose Answer")
-        scores = clip.weigh(about, [text for ways in spellings.values() for text in ways])
-        choices = [choice_of(spellings, row) for row in scores]
+        choices = clip.choose(about, spellings)
         answers = [choice.answer for choice in choices]
         chances = [choice.probabilities[choice.answer] for choice in choices]
-        told = "\n".join(f"{answer} ({chance:.1%})" for answer, chance in zip(answers, chances, strict=True))
-        show_on_node(told, cls.hidden)
         numbers = [list(spellings).index(answer) for answer in answers]
         every = [json.dumps(choice.probabilities, ensure_ascii=False) for choice in choices]
-        return io.NodeOutput(answers, chances, numbers, every, ui=ui.PreviewText(told))
+        told = [f"{answer} ({chance:.1%})" for answer, chance in zip(answers, chances, strict=True)]
+        return io.NodeOutput(answers, chances, numbers, every, ui=shown(told, cls.hidden))
 
 
 def written(options: str) -> dict[str, list[str]]:
-    """Answers, one a line, and the spellings of each, the first of which names it; raises ValueError for a repeat."""
-    lines = [[way.strip() for way in line.split("|") if way.strip()] for line in options.splitlines()]
-    named = {ways[0]: ways for ways in lines if ways}
-    if len(named) < sum(map(bool, lines)):
-        raise ValueError("options must be different texts, at least one and none empty: correct the list.")
+    """Answers, one a line, and the spellings of each, the first of which names it; what stands there twice stays so."""
+    named = dict[str, list[str]]()
+    for line in options.splitlines():
+        if ways := [way.strip() for way in line.split("|") if way.strip()]:
+            named.setdefault(ways[0], []).extend(ways)
     return named

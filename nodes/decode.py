@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .native.compat import io, utils
+from .native.drawing import check_vae
 
 
 class JanusFlowVAEDecode(io.ComfyNode):
@@ -35,8 +36,7 @@ class JanusFlowVAEDecode(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, longest_side: int = 0) -> io.NodeOutput:
-        if vae is None:
-            raise ValueError("There is no VAE: choose one in Load JanusFlow's field `vae`, or connect Load VAE.")
+        check_vae(vae)
         images = vae.decode(samples["samples"])  # (B, H, W, 3)
         height, width = images.shape[1:3]
         if longest_side and longest_side != max(height, width):

@@ -8,6 +8,7 @@ from typing import Any
 from ..janusflow_core.train.options import FineTuneOptions
 from .native.clip import JanusFlowCLIP
 from .native.compat import io, ui
+from .native.drawing import check_vae
 from .native.files import data_folders, folder_state
 from .native.model import JanusFlowModel
 from .native.training import NO_FOLDER, Run, captioned_pictures, learnable
@@ -119,8 +120,7 @@ class JanusFlowREPAFineTune(io.ComfyNode):
         model, clip, vae = given["model"], given["clip"], given["vae"]
         if not isinstance(model.model, JanusFlowModel) or not isinstance(clip, JanusFlowCLIP):
             raise ValueError("REPA Fine-tune needs JanusFlow's MODEL and CLIP: connect those of Load JanusFlow.")
-        if vae is None:
-            raise ValueError("There is no VAE: choose one in Load JanusFlow's field `vae`, or connect Load VAE.")
+        check_vae(vae)
         captioned = captioned_pictures(lists.get("images"), lists.get("texts"), given["folder"])
         run = Run(model, _options(given), given["name"], given["resume"], given["preview_every"], cls.hidden)
         with learnable(model, clip, vae) as subject:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..janusflow_core.decoding import SamplingOptions
 from ..janusflow_core.spelling import Numbers, Spelled
-from .native.asking import ONE_BY_ONE, conversations, picture_inputs, together_input
-from .native.compat import io, show_on_node, ui
+from .native.asking import ONE_BY_ONE, conversations, picture_inputs, question_input, shown, together_input
+from .native.compat import io
 
 
 class JanusFlowNumber(io.ComfyNode):
@@ -24,12 +24,7 @@ class JanusFlowNumber(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *picture_inputs(),
-                io.String.Input(
-                    "question",
-                    multiline=True,
-                    default="How many objects are there?",
-                    tooltip="What to ask about the picture.",
-                ),
+                question_input("How many objects are there?"),
                 io.Float.Input(
                     "minimum",
                     default=0.0,
@@ -74,6 +69,5 @@ class JanusFlowNumber(io.ComfyNode):
         seeds = [0] * len(about)  # nothing is drawn: the likeliest number of the range
         answers = clip.answer(about, numbers.longest + 2, SamplingOptions(), seeds, rules=[rule])
         values = [numbers.value(clip.decode(ids)) for ids in answers]
-        told = "\n".join(map(str, values))
-        show_on_node(told, cls.hidden)
-        return io.NodeOutput([math.floor(v) for v in values], [float(v) for v in values], ui=ui.PreviewText(told))
+        told = [*map(str, values)]
+        return io.NodeOutput([math.floor(v) for v in values], [float(v) for v in values], ui=shown(told, cls.hidden))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .native.compat import io, show_on_node, ui
-from .native.drawing import draw
+from .native.drawing import check_vae, draw, seed_input, strength_inputs
 from .native.judging import JUDGING, by_input, prompt_input, scored
 
 
@@ -27,14 +27,7 @@ class JanusFlowRetry(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What to draw."),
                 io.Conditioning.Input("negative", tooltip="What to steer away from; the empty prompt means no prompt."),
                 prompt_input(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the first picture; each further one adds 1.",
-                ),
+                seed_input(),
                 io.Int.Input(
                     "tries",
                     default=8,
@@ -57,21 +50,7 @@ class JanusFlowRetry(io.ComfyNode):
                     max=64,
                     tooltip="Pictures of each try, drawn at once.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Evaluations of the model. 0 takes what suits the checkpoint: 30 for JanusFlow-1.3B.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=-1.0,
-                    min=-1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance weight. Below 0 takes what suits the checkpoint: 2 for JanusFlow-1.3B.",
-                ),
+                *strength_inputs(),
                 io.Int.Input(
                     "width",
                     default=0,
@@ -109,10 +88,9 @@ class JanusFlowRetry(io.ComfyNode):
         by: str = JUDGING[0],
         **settings: Any,
     ) -> io.NodeOutput:
-        if vae is None:
-            raise ValueError("There is no VAE: choose one in Load JanusFlow's field `vae`, or connect Load VAE.")
+        check_vae(vae)
         best, score, own, done = None, -1.0, seed, 0
-        while done < tries and score < (until if until < 1 else 2):
+        while done < tries and (until >= 1 or score < until):
             first = (seed + done * batch_size) % 2**64
             latent = draw(model, positive, negative, first, batch_size=batch_size, **settings)["samples"]
             images = vae.decode(latent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .native.compat import io
-from .native.drawing import SAMPLERS, draw
+from .native.drawing import SAMPLERS, draw, seed_input, strength_inputs
 
 
 class JanusFlowSampler(io.ComfyNode):
@@ -21,30 +21,8 @@ class JanusFlowSampler(io.ComfyNode):
                 io.Model.Input("model", tooltip="The MODEL of Load JanusFlow, patched or not."),
                 io.Conditioning.Input("positive", tooltip="What to draw."),
                 io.Conditioning.Input("negative", tooltip="What to steer away from; the empty prompt means no prompt."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Seed of the first picture; each further one adds 1.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Evaluations of the model. 0 takes what suits the checkpoint: 30 for JanusFlow-1.3B.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=-1.0,
-                    min=-1.0,
-                    max=30.0,
-                    step=0.1,
-                    tooltip="Guidance weight; 1 is none and twice as fast. Below 0 takes what suits the checkpoint: 2 "
-                    "for JanusFlow-1.3B, 2.5 for janusflow-tiny.",
-                ),
+                seed_input(),
+                *strength_inputs(),
                 io.Latent.Input(
                     "latent",
                     optional=True,

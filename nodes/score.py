@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .native.compat import io, show_on_node, ui
+from .native.asking import shown
+from .native.compat import io
 from .native.judging import JUDGING, by_input, prompt_input, scored
 
 
@@ -43,6 +44,5 @@ class JanusFlowScore(io.ComfyNode):
     def execute(cls, clip: Any, image: Any, prompt: str, keep: int = 1, by: str = JUDGING[0]) -> io.NodeOutput:
         scores = scored(clip, image, prompt, by, "Score Image")
         order = sorted(range(len(scores)), key=lambda number: -scores[number])
-        told = "\n".join(f"{number}: {scores[number]:.4f}" for number in order)
-        show_on_node(told, cls.hidden)
-        return io.NodeOutput(image[order[:keep]], scores, order, ui=ui.PreviewText(told))
+        told = [f"{number}: {scores[number]:.4f}" for number in order]
+        return io.NodeOutput(image[order[:keep]], scores, order, ui=shown(told, cls.hidden))

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..janusflow_core.decoding import SamplingOptions
 from ..janusflow_core.schemas import SchemaRule
-from .native.asking import ONE_BY_ONE, conversations, picture_inputs, together_input
-from .native.compat import io, show_on_node, ui
+from .native.asking import ONE_BY_ONE, conversations, picture_inputs, question_input, shown, together_input
+from .native.compat import io
 
 EXAMPLE = {
     "type": "object",
@@ -30,11 +30,9 @@ class JanusFlowJSON(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *picture_inputs(),
-                io.String.Input(
-                    "question",
-                    multiline=True,
-                    default="What color is the circle?",
-                    tooltip="What to ask about the picture. Say what the schema's fields mean where names do not.",
+                question_input(
+                    "What color is the circle?",
+                    "What to ask about the picture. Say what the schema's fields mean where names do not.",
                 ),
                 io.String.Input(
                     "schema",
@@ -71,6 +69,4 @@ class JanusFlowJSON(io.ComfyNode):
         rule = SchemaRule(clip.tokenizer.core, schema)
         answers = clip.answer(about, max_new_tokens, SamplingOptions(), [0] * len(about), rules=[rule])
         texts = [json.dumps(rule.value(clip.decode(ids)), ensure_ascii=False) for ids in answers]
-        told = "\n".join(texts)
-        show_on_node(told, cls.hidden)
-        return io.NodeOutput(texts, ui=ui.PreviewText(told))
+        return io.NodeOutput(texts, ui=shown(texts, cls.hidden))

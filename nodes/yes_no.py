@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..janusflow_core.understanding import YES_NO, choice_of
-from .native.asking import ONE_BY_ONE, conversations, picture_inputs, together_input
-from .native.compat import io, show_on_node, ui
+from ..janusflow_core.understanding import YES_NO
+from .native.asking import ONE_BY_ONE, conversations, picture_inputs, question_input, shown, together_input
+from .native.compat import io
 
 
 class JanusFlowYesNo(io.ComfyNode):
@@ -22,12 +22,7 @@ class JanusFlowYesNo(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *picture_inputs(),
-                io.String.Input(
-                    "question",
-                    multiline=True,
-                    default="Is there a red circle?",
-                    tooltip="What to ask about the picture; to be answered by yes or no.",
-                ),
+                question_input("Is there a red circle?", "What to ask about the picture; to be answered by yes or no."),
                 io.Float.Input(
                     "sure",
                     default=0.5,
@@ -49,9 +44,7 @@ class JanusFlowYesNo(io.ComfyNode):
         cls, clip: Any, image: Any, question: str, sure: float = 0.5, pictures: str = ONE_BY_ONE
     ) -> io.NodeOutput:
         about = conversations(clip, image, question, pictures, "Ask Yes or No")
-        scores = clip.weigh(about, [text for ways in YES_NO.values() for text in ways])
-        chances = [choice_of(YES_NO, row).probabilities["yes"] for row in scores]
+        chances = [choice.probabilities["yes"] for choice in clip.choose(about, YES_NO)]
         yes = [chance >= sure for chance in chances]
-        told = "\n".join(f"{chance:.1%} yes" for chance in chances)
-        show_on_node(told, cls.hidden)
-        return io.NodeOutput(yes, chances, ui=ui.PreviewText(told))
+        told = [f"{chance:.1%} yes" for chance in chances]
+        return io.NodeOutput(yes, chances, ui=shown(told, cls.hidden))

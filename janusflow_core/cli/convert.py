@@ -24,7 +24,6 @@ class Convert:
     """Put this VAE in: an SDXL VAE as a .safetensors file or a diffusers folder."""
     dtype: Literal["bf16", "fp32", "fp16"] | None = None
     """Convert the weights; by default they stay as they are."""
-
     quantize: Literal["fp8", "int8"] | None = None
     """Write the matrices of the layers in eight bits, as ComfyUI does: half the memory, a little less exact."""
 

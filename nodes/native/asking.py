@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...janusflow_core.captions import PRESETS
 from ...janusflow_core.decoding import SamplingOptions
 from .clip import check_clip
-from .compat import io
+from .compat import io, show_on_node, ui
 from .tokens import Tokens
 
 OWN = "own question"
@@ -30,6 +30,17 @@ def together_input() -> Any:
         default=ONE_BY_ONE,
         tooltip="An answer for each picture of a batch, or one about all of them.",
     )
+
+
+def question_input(default: str, tooltip: str = "What to ask about the picture.") -> Any:
+    return io.String.Input("question", multiline=True, default=default, tooltip=tooltip)
+
+
+def shown(told: Sequence[str], hidden: Any) -> Any:
+    """Shows answers on the node at once, and gives what keeps them there."""
+    text = "\n".join(told)
+    show_on_node(text, hidden)
+    return ui.PreviewText(text)
 
 
 def conversations(clip: Any, image: Any, question: str, pictures: str, node: str) -> list[Tokens]:

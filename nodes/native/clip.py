@@ -8,7 +8,7 @@ strength on one side never leaks into the other.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ...janusflow_core.choices import option_scores
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.model import JanusFlow
+from ...janusflow_core.understanding import Choice, choice_of
 from ...janusflow_core.weights import read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .layers import quick
@@ -192,6 +193,11 @@ class JanusFlowCLIP(CLIP):
                 *self._parts, prompt, real, options, eos=core.eos_id, attention=ComfyAttention({})
             ).cpu()
         return found
+
+    def choose(self, conversations: Sequence[Tokens], spellings: Mapping[str, Sequence[str]]) -> list[Choice]:
+        """One of some answers, each with its spellings, to each of several conversations."""
+        texts = [text for written in spellings.values() for text in written]
+        return [choice_of(spellings, row) for row in self.weigh(conversations, texts)]
 
     @property
     def _parts(self) -> tuple[Any, Any, Any]:

@@ -10,11 +10,50 @@ import torch
 from ...janusflow_core.canvas import varied_noise
 from ...janusflow_core.guidance import Guidance
 from ...janusflow_core.sampling import time_grid
-from .compat import SDXL, latent_preview, model_management, sample, samplers
+from .compat import SDXL, io, latent_preview, model_management, sample, samplers
 from .guidance import with_guidance
 from .model import JanusFlowModel
 
 SAMPLERS = ["auto", "euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "ipndm_v"]
+
+
+def seed_input() -> Any:
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=True,
+        tooltip="Seed of the first picture; each further one adds 1.",
+    )
+
+
+def strength_inputs() -> list[Any]:
+    """How much is computed, and how much the prompt counts."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Evaluations of the model. 0 takes what suits the checkpoint: 30 for JanusFlow-1.3B.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=-1.0,
+            min=-1.0,
+            max=30.0,
+            step=0.1,
+            tooltip="Guidance weight; 1 is none and twice as fast. Below 0 takes what suits the checkpoint: 2 "
+            "for JanusFlow-1.3B, 2.5 for janusflow-tiny.",
+        ),
+    ]
+
+
+def check_vae(vae: Any) -> None:
+    """Raises ValueError where Load JanusFlow was asked for none."""
+    if vae is None:
+        raise ValueError("There is no VAE: choose one in Load JanusFlow's field `vae`, or connect Load VAE.")
 
 
 def draw(

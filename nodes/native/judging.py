@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, get_args
 
 from torch import Tensor
 
-from ...janusflow_core.scoring import Judging, plain, questions
-from ...janusflow_core.understanding import DEFAULT_QUESTION, YES_NO, choice_of
+from ...janusflow_core.scoring import Judging, plain, score
+from ...janusflow_core.understanding import DEFAULT_QUESTION, YES_NO
 from .asking import ONE_BY_ONE, conversations
 from .compat import io
+from .tokens import Tokens
 
 JUDGING: tuple[Judging, ...] = get_args(Judging)
 
@@ -41,10 +41,14 @@ def scored(clip: Any, image: Tensor, prompt: str, by: str, node: str) -> list[fl
         raise ValueError(f"{node} judges by {', '.join(JUDGING)}, got {by!r}.")
     if not plain(prompt):
         raise ValueError(f"{node} got an empty prompt: write what the picture should show.")
-    asked = [conversations(clip, image, question, ONE_BY_ONE, node) for question in questions(prompt, by)]
-    spellings = [text for ways in YES_NO.values() for text in ways]
-    factors = [[choice_of(YES_NO, row).probabilities["yes"] for row in clip.weigh(about, spellings)] for about in asked]
-    if by in ("both", "caption"):
-        about = conversations(clip, image, DEFAULT_QUESTION, ONE_BY_ONE, node)
-        factors.append([float(row.exp()) for row in clip.weigh(about, [plain(prompt)])])
-    return [math.prod(chances) for chances in zip(*factors, strict=True)]
+
+    def ask(question: str) -> list[Tokens]:
+        return conversations(clip, image, question, ONE_BY_ONE, node)
+
+    def yes(question: str) -> list[float]:
+        return [choice.probabilities["yes"] for choice in clip.choose(ask(question), YES_NO)]
+
+    def said(caption: str) -> list[float]:
+        return [float(row.exp()) for row in clip.weigh(ask(DEFAULT_QUESTION), [caption])]
+
+    return score(prompt, by, yes, said)
