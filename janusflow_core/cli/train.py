@@ -40,15 +40,19 @@ class Tiny:
     """How long to train, all stages together; 1 tries every stage, to no use."""
     start: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Go on from this checkpoint of the bundled model's shape, its VAE kept, instead of from nothing."""
+    eyes: bool = True
+    """Train the understanding encoder as well; --no-eyes keeps that of --from."""
 
     def run(self) -> int:
         """Train and print the path of the checkpoint; the status is 0."""
         if self.minutes <= 0:
             raise ValueError(f"got --minutes {self.minutes:g}, expected a positive number")
+        if self.start is None and not self.eyes:
+            raise ValueError("--no-eyes keeps a checkpoint's encoder: name the checkpoint with --from")
         from ..world.recipe import train
 
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-        print(train(self.out, self.minutes, self.start))
+        print(train(self.out, self.minutes, self.start, eyes=self.eyes))
         return 0
 
 

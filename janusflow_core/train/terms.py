@@ -134,8 +134,9 @@ class Terms:
         return embeddings, asked.positions, segment_mask(asked.segments)
 
     def _hidden_states(self, embeddings: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.flow.language_model.model(embeddings, positions, mask, None, self.attention)
         self._hidden.clear()
-        return self.flow.language_model.model(embeddings, positions, mask, None, self.attention)
+        return hidden
 
     def _drawing(
         self,
@@ -149,14 +150,15 @@ class Terms:
         features: Tensor | None,
         target: Tensor | None,
     ) -> dict[str, Tensor]:
-        self._hidden.clear()
         v = self.flow.flow(z, t, prompt, positions, mask, None, self.attention)
         new = len(x) if target is None else len(x) - len(target)
         terms = {"flow": flow_loss(v[:new], x[:new], noise[:new])}
         if target is not None:
             terms["kept"] = (v[new:] - target).square().mean(dim=(1, 2, 3))
+        hidden = self._hidden[-1]
+        self._hidden.clear()  # else a compiled step would have to keep it until the next
         if features is not None:
-            projected = self.projector(self._hidden[0][:new, -features.shape[1] :].float())
+            projected = self.projector(hidden[:new, -features.shape[1] :].float())
             terms["repa"] = repa_loss(projected, features)
         return terms
 

@@ -50,10 +50,10 @@ def pictures(scenes: Sequence[Scene]) -> Tensor:
     return normalised(pixels(scenes))
 
 
-def draw_examples(seed: int | str, count: int) -> list[Example]:
-    """`count` examples of the training world: a pure function of `seed`."""
+def draw_examples(seed: int | str, count: int, weights: Sequence[float] = talk.TASK_WEIGHTS) -> list[Example]:
+    """`count` examples of the training world, by the weights of its tasks: a pure function of `seed`."""
     rng = random.Random(seed)
-    return [(prompt, scene) for prompt, _, scene in (talk.sample_training_example(rng) for _ in range(count))]
+    return [(prompt, scene) for prompt, _, scene in (talk.sample_training_example(rng, weights) for _ in range(count))]
 
 
 def draw_scenes(seed: int, count: int) -> list[Scene]:
@@ -63,7 +63,7 @@ def draw_scenes(seed: int, count: int) -> list[Scene]:
 
 def chunk(size: int, number: int) -> list[Example]:
     """The `size` examples of the library's chunk of that number."""
-    return draw_examples(f"{SEEDS['library']}/{number}", size)
+    return draw_examples(f"{SEEDS['library']}/{number}", size, talk.DRAWN_WEIGHTS)
 
 
 def rendered(size: int, number: int) -> Tensor:
@@ -85,12 +85,13 @@ class Library:
         size = CHUNK * machine.times
         numbers = range(-(-count // size))
         shares = [numbers[part :: world()] for part in range(world())]
-        name = f"{fingerprint(vae, encoder)}_{len(numbers)}x{size}"
+        scenes = zlib.crc32(repr(chunk(size, 0)).encode())
+        name = f"{fingerprint(vae, encoder)}_{scenes:08x}_{len(numbers)}x{size}"
         files = [folder / f"{name}_{part}_of_{world()}.safetensors" for part in range(world())]
         if not files[rank()].exists():
             folder.mkdir(parents=True, exist_ok=True)
-            shown = ahead(partial(rendered, size), shares[rank()], machine.workers)
-            write_tensors(files[rank()], encode(shown, vae, encoder, machine))
+            renders = ahead(partial(rendered, size), shares[rank()], machine.workers)
+            write_tensors(files[rank()], encode(renders, vae, encoder, machine))
         wait_for_all()
         stored = [load_file(file) for file in files]
         latents, features = (torch.cat([part[name] for part in stored]) for name in ("latents", "features"))

@@ -56,7 +56,7 @@ REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 2.0}
 # A prompt changes what is drawn between t = 0.1 and 0.4, where the paper's times seldom are: flat shapes show early.
 TIME_MEAN = -0.8
-DRAWN, ASKED = 192, 48  # pictures a step to draw and to ask about, on a CPU
+DRAWN = 192  # pictures a step to draw, on a CPU
 SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everything together
 
 
@@ -64,21 +64,24 @@ SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everythi
 class Means:
     """What a kind of machine affords.
 
-    `library` scenes encoded beforehand at most, and `library_a_minute`. The last stage is compiled in runs of at least
-    `compiling_pays` minutes, with `all_compiled` those before it too. What is trained already starts at the part
-    `again` of the full rate: all of it would undo much of what a model knows, where there is no time to mend that.
+    `library` scenes encoded beforehand at most, and `library_a_minute`. `asked` are asked about in a step of the last
+    stage: fewer where so many pictures are seen that answers are learnt long before drawing. That stage is compiled in
+    runs of at least `compiling_pays` minutes, with `all_compiled` those before it too. What is trained already starts
+    at the part `again` of the full rate: all of it would undo much of what a model knows, where there is no time to
+    mend that.
     """
 
     library: int
     library_a_minute: int
+    asked: int
     compiling_pays: float
     all_compiled: bool
     again: float
 
 
-CPU = Means(library=48_000, library_a_minute=480, compiling_pays=10.0, all_compiled=True, again=0.7)
+CPU = Means(library=48_000, library_a_minute=480, asked=48, compiling_pays=10.0, all_compiled=True, again=0.7)
 # Compiling took a minute and a half for the last stage on an H100, and as long as the whole stage for the eyes.
-GPU = Means(library=192_000, library_a_minute=24_000, compiling_pays=5.0, all_compiled=False, again=1.0)
+GPU = Means(library=192_000, library_a_minute=24_000, asked=24, compiling_pays=5.0, all_compiled=False, again=1.0)
 
 
 def config() -> JanusFlowConfig:
@@ -128,7 +131,7 @@ def build_tokenizer() -> JanusTokenizer:
 
 
 def train_joint(
-    out: Path, model: JanusFlow, vae: Any, library: Library, machine: Machine, budget: Budget, peak: float, hold: float
+    out: Path, model: JanusFlow, vae: Any, library: Library, machine: Machine, budget: Budget, asked: int, peak: float
 ) -> None:
     """Train both directions at once, all but the VAE and the frozen eyes; writes the checkpoint `out` at the end."""
     torch.manual_seed(2)
@@ -138,9 +141,9 @@ def train_joint(
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     everything = {**trained, **dict(projector.named_parameters("projector"))}
     state, optimizer = out.with_name("joint.state.safetensors"), Optimizer(everything.items(), is_hidden)
-    stage = Stage("joint", state, everything, optimizer, WEIGHTS, lambda part, step: peak * schedule(part, step, hold))
+    stage = Stage("joint", state, everything, optimizer, WEIGHTS, lambda part, step: peak * schedule(part, step, 0.3))
     drawing = drawing_config(vae) if rank() == 0 else DrawingConfig()
-    draw, ask = (count // world() * machine.times for count in (DRAWN, ASKED))
+    draw, ask = (count // world() * machine.times for count in (DRAWN, asked))
     written = Lessons(seed, tokenizer, library.examples, draw, ask)
     lessons = ahead(written, itertools.count(stage.step), machine.workers)
 
@@ -191,11 +194,13 @@ def write(
 # --- all stages -------------------------------------------------------------------------------------------------
 
 
-def train(out: Path, minutes: float, start: str | Path | None = None, processes: int | None = None) -> Path:
+def train(
+    out: Path, minutes: float, start: str | Path | None = None, processes: int | None = None, eyes: bool = True
+) -> Path:
     """Run all stages, each unless its result is there; returns the checkpoint.
 
     On a CPU every core gets a process of one thread, which is faster than threads. `start` is a checkpoint to go on
-    from, whose VAE is kept. Raises ValueError if it has another shape.
+    from, whose VAE is kept, without `eyes` its understanding encoder too. Raises ValueError if it has another shape.
     """
     result = out / "janusflow-tiny.safetensors"
     if result.exists():
@@ -205,9 +210,9 @@ def train(out: Path, minutes: float, start: str | Path | None = None, processes:
     out.mkdir(parents=True, exist_ok=True)
     processes = processes or (1 if best_device().type != "cpu" else min(os.cpu_count() or 1, 8))
     if processes == 1:
-        _stages(result, minutes, start)
+        _stages(result, minutes, start, eyes)
     else:
-        _together(processes, result, minutes, start)
+        _together(processes, result, minutes, start, eyes)
     return result
 
 
@@ -221,10 +226,10 @@ def check_start(start: str | Path) -> None:
         raise ValueError(f"{checkpoint.name} has another tokenizer than the embedded model: start from another one")
 
 
-def _together(processes: int, result: Path, minutes: float, start: str | Path | None) -> None:
+def _together(processes: int, result: Path, minutes: float, start: str | Path | None, eyes: bool) -> None:
     """Run the stages in several processes, none of which outlives this call, however it ends."""
     with tempfile.TemporaryDirectory() as meeting:
-        running = spawn(_process, (processes, meeting, result, minutes, start), nprocs=processes, join=False)
+        running = spawn(_process, (processes, meeting, result, minutes, start, eyes), nprocs=processes, join=False)
         assert running is not None
         try:
             while not running.join():
@@ -235,19 +240,19 @@ def _together(processes: int, result: Path, minutes: float, start: str | Path | 
                 process.join()
 
 
-def _process(number: int, processes: int, meeting: str, result: Path, minutes: float, start: str | Path | None) -> None:
+def _process(number: int, processes: int, meeting: str, *settings: Any) -> None:
     level = logging.INFO if number == 0 else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
     meeting_point = (Path(meeting) / "store").as_uri()
     dist.init_process_group("gloo", meeting_point, timedelta(hours=2), world_size=processes, rank=number)
     try:
-        _stages(result, minutes, start)
+        _stages(*settings)
     finally:
         dist.destroy_process_group()
 
 
-def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
+def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes: bool) -> None:
     # Norms keep their weights in float32 under autocast, as they should.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     device, folder = best_device(), result.parent
@@ -257,16 +262,17 @@ def _stages(result: Path, minutes: float, start: str | Path | None) -> None:
     model, vae = _from_nothing(folder, minutes) if start is None else _from(open_checkpoint(start))
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
     encoder, eyes = model.vision_und_enc_model, folder / "eyes.safetensors"
-    if not eyes.exists():
+    if trains_eyes and not eyes.exists():
         train_eyes(eyes, model, before, Budget(minutes * SHARES["eyes"]))
     wait_for_all()
-    encoder.load_state_dict(load_file(eyes))
+    if trains_eyes:
+        encoder.load_state_dict(load_file(eyes))
     least = max(DRAWN, CHUNK * world()) * machine.times  # enough for a step, and something for each process
     count = min(means.library, max(int(means.library_a_minute * minutes), least))
     library = Library.build(folder / "library", vae, encoder, count, before).to(machine.device)
-    left = 1.0 - SHARES["eyes"] - (SHARES["vae"] if start is None else 0.0)
+    left = 1.0 - (SHARES["eyes"] if trains_eyes else 0.0) - (SHARES["vae"] if start is None else 0.0)
     peak = 1.0 if start is None else means.again
-    train_joint(result, model, vae, library, machine, Budget(minutes * left), peak, hold=0.3)
+    train_joint(result, model, vae, library, machine, Budget(minutes * left), means.asked, peak)
 
 
 def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any]:

@@ -9,6 +9,7 @@ import math
 import random
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -101,6 +102,7 @@ def is_held_out(scene: Scene) -> bool:
     return any_held_out(tuple((item.color, item.shape) for item in scene.objects))
 
 
+@cache
 def any_held_out(kinds: tuple[Kind, ...]) -> bool:
     nouns = sorted({f"{color} {shape}" for color, shape in kinds if color})
     pairs = ["|".join(pair).encode() for pair in itertools.combinations(nouns, 2)]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from janusflow_core import JanusFlowPipeline
-from janusflow_core.checkpoint import open_checkpoint
+from janusflow_core.checkpoint import load_model, open_checkpoint
 from janusflow_core.train.ahead import ahead
 from janusflow_core.train.machine import Machine
 from janusflow_core.world import codec, eyes, lessons, library, recipe, talk
@@ -153,6 +153,20 @@ def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path, monkeypatc
     assert [one.seed for one in sights] == [f"1000000/{library.fingerprint(model.vision_und_enc_model)}"]
     model.vision_und_enc_model.load_state_dict(load_file(tmp_path / "eyes.safetensors"))
     assert [one.seed for one in written] == [f"3000000/{library.fingerprint(model)}"]
+
+
+def test_eyes_that_see_well_enough_are_left_alone(tmp_path):
+    path = recipe.train(tmp_path, minutes=0.05, start="janusflow-tiny", processes=1, eyes=False)
+    before, after = (load_model(open_checkpoint(name)).state_dict() for name in ("janusflow-tiny", path))
+    same = {name for name, weight in before.items() if torch.equal(weight, after[name])}
+    assert same >= {name for name in before if name.startswith("vision_und_enc_model.")}
+    assert "vision_gen_dec_aligner.weight" not in same
+
+
+def test_the_library_holds_more_of_what_is_drawn_right_last():
+    drawn = [talk.parse_prompt(prompt).task for number in range(10) for prompt, _ in library.chunk(200, number)]
+    shares = [drawn.count(task) / len(drawn) for task in talk.TASKS]
+    assert shares == pytest.approx([weight / sum(talk.DRAWN_WEIGHTS) for weight in talk.DRAWN_WEIGHTS], abs=0.03)
 
 
 def in_group(process: psutil.Process, group: int) -> bool:
