@@ -42,17 +42,21 @@ class Tiny:
     """Go on from this checkpoint of the bundled model's shape, its VAE kept, instead of from nothing."""
     eyes: bool = True
     """Train the understanding encoder as well; --no-eyes keeps that of --from."""
+    rate: float | None = None
+    """Part of the full learning rate to begin everything together at; less changes less of what --from can."""
 
     def run(self) -> int:
         """Train and print the path of the checkpoint; the status is 0."""
         if self.minutes <= 0:
             raise ValueError(f"got --minutes {self.minutes:g}, expected a positive number")
+        if self.rate is not None and not 0 < self.rate <= 1:
+            raise ValueError(f"got --rate {self.rate:g}, expected a part of the full rate: above 0, at most 1")
         if self.start is None and not self.eyes:
             raise ValueError("--no-eyes keeps a checkpoint's encoder: name the checkpoint with --from")
         from ..world.recipe import train
 
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
-        print(train(self.out, self.minutes, self.start, eyes=self.eyes))
+        print(train(self.out, self.minutes, self.start, eyes=self.eyes, rate=self.rate))
         return 0
 
 

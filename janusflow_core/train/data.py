@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..tokenizer import JanusTokenizer
+from ..tokenizer import ASSISTANT, USER, JanusTokenizer, Message
 from .losses import IGNORE
 
 Exchange = tuple[list[int], list[int], list[int]]
 # The same is asked again and again; what a tokenizer made of it goes with the tokenizer.
-_exchanges: WeakKeyDictionary[JanusTokenizer, dict[tuple[str, str], Exchange]] = WeakKeyDictionary()
+_exchanges: WeakKeyDictionary[JanusTokenizer, dict[tuple[str, str, bool], Exchange]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,39 @@ class Packed:
         return replace(self, **{name: value.to(device) for name, value in held if isinstance(value, Tensor)})
 
 
-def conversation(tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]]) -> Conversation:
-    """Questions and answers about one picture, each question exactly as inference asks it."""
+def conversation(
+    tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]], turns: Sequence[int] | None = None
+) -> Conversation:
+    """Questions and answers about one picture, each question exactly as inference asks it.
+
+    `turns` says how many of them follow each other as turns of one chat, and so share a segment; one by default.
+    """
     start, segments, labels = [], [], []
-    for question, answer in asked:
-        beginning, rest, reply = _exchange(tokenizer, question, answer)
-        start = [*beginning]
-        segments.append(rest + reply)
+    beginnings = {0, *accumulate(turns or [1] * len(asked))}
+    for number, (question, answer) in enumerate(asked):
+        beginning, rest, reply = _exchange(tokenizer, question, answer, number in beginnings)
+        if number in beginnings:
+            start = [*beginning]
+            segments.append([])
+            labels.append([])
+        segments[-1] += rest + reply
         # The label of a position is the token after it; the last position has none.
-        labels.append([IGNORE] * (len(rest) - 1) + reply + [IGNORE])
+        labels[-1] += [IGNORE] * (len(rest) - 1) + reply + [IGNORE]
     return Conversation(start, segments, labels)
 
 
-def _exchange(tokenizer: JanusTokenizer, question: str, answer: str) -> Exchange:
-    """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer."""
-    known, told = _exchanges.setdefault(tokenizer, {}), (question, answer)
+def _exchange(tokenizer: JanusTokenizer, question: str, answer: str, begins: bool) -> Exchange:
+    """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer.
+
+    One that does not begin a chat stands behind the answer before, without picture.
+    """
+    known, told = _exchanges.setdefault(tokenizer, {}), (question, answer, begins)
     if told not in known:
-        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
-        split = ids.index(tokenizer.image_end_id) + 1
+        if begins:
+            ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+        else:
+            ids = tokenizer.encode(tokenizer.chat([Message(USER, question), Message(ASSISTANT, "")]), bos=False)
+        split = ids.index(tokenizer.image_end_id) + 1 if begins else 0
         known[told] = ids[:split], ids[split:], [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
     return known[told]
 

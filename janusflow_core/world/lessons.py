@@ -21,6 +21,7 @@ from . import talk
 from .library import Example
 
 QUESTIONS = 8  # about one picture
+TURNS = (1, 1, 2, 3)  # that a chat may have
 PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 208  # the longest, so that shapes are fixed and compiled once
 
 
@@ -87,11 +88,12 @@ def questions_to_ask(examples: Sequence[Example], tokenizer: JanusTokenizer, rng
     """Up to QUESTIONS questions about each of some scenes, with their answers, at the fixed length.
 
     Each kind is asked several times over, so that a row asks the same of both things: what they have in common then
-    teaches nothing, and which is which is learnt sooner.
+    teaches nothing, and which is which is learnt sooner. Half of the chats have one turn, the rest two or three.
     """
     rows = []
     for _, scene in examples:
         drawn = itertools.chain.from_iterable(talk.questions(scene, rng) for _ in range(4))
         asked = sorted({(question, answer) for _, question, answer in drawn})
-        rows.append(conversation(tokenizer, rng.sample(asked, min(QUESTIONS, len(asked)))))
+        chosen = rng.sample(asked, min(QUESTIONS, len(asked)))
+        rows.append(conversation(tokenizer, chosen, rng.choices(TURNS, k=len(chosen))))
     return pack(rows, tokenizer, CONVERSATION_TOKENS)

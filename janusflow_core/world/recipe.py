@@ -195,12 +195,18 @@ def write(
 
 
 def train(
-    out: Path, minutes: float, start: str | Path | None = None, processes: int | None = None, eyes: bool = True
+    out: Path,
+    minutes: float,
+    start: str | Path | None = None,
+    processes: int | None = None,
+    eyes: bool = True,
+    rate: float | None = None,
 ) -> Path:
     """Run all stages, each unless its result is there; returns the checkpoint.
 
     On a CPU every core gets a process of one thread, which is faster than threads. `start` is a checkpoint to go on
-    from, whose VAE is kept, without `eyes` its understanding encoder too. Raises ValueError if it has another shape.
+    from, whose VAE is kept, without `eyes` its understanding encoder too. The last stage begins at the part `rate` of
+    the full learning rate, by default what suits the machine. Raises ValueError if the start has another shape.
     """
     result = out / "janusflow-tiny.safetensors"
     if result.exists():
@@ -210,9 +216,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     processes = processes or (1 if best_device().type != "cpu" else min(os.cpu_count() or 1, 8))
     if processes == 1:
-        _stages(result, minutes, start, eyes)
+        _stages(result, minutes, start, eyes, rate)
     else:
-        _together(processes, result, minutes, start, eyes)
+        _together(processes, result, minutes, start, eyes, rate)
     return result
 
 
@@ -226,10 +232,10 @@ def check_start(start: str | Path) -> None:
         raise ValueError(f"{checkpoint.name} has another tokenizer than the embedded model: start from another one")
 
 
-def _together(processes: int, result: Path, minutes: float, start: str | Path | None, eyes: bool) -> None:
+def _together(processes: int, *settings: Any) -> None:
     """Run the stages in several processes, none of which outlives this call, however it ends."""
     with tempfile.TemporaryDirectory() as meeting:
-        running = spawn(_process, (processes, meeting, result, minutes, start, eyes), nprocs=processes, join=False)
+        running = spawn(_process, (processes, meeting, *settings), nprocs=processes, join=False)
         assert running is not None
         try:
             while not running.join():
@@ -252,7 +258,7 @@ def _process(number: int, processes: int, meeting: str, *settings: Any) -> None:
         dist.destroy_process_group()
 
 
-def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes: bool) -> None:
+def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes: bool, rate: float | None) -> None:
     # Norms keep their weights in float32 under autocast, as they should.
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     device, folder = best_device(), result.parent
@@ -271,7 +277,7 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
     count = min(means.library, max(int(means.library_a_minute * minutes), least))
     library = Library.build(folder / "library", vae, encoder, count, before).to(machine.device)
     left = 1.0 - (SHARES["eyes"] if trains_eyes else 0.0) - (SHARES["vae"] if start is None else 0.0)
-    peak = 1.0 if start is None else means.again
+    peak = rate or (1.0 if start is None else means.again)
     train_joint(result, model, vae, library, machine, Budget(minutes * left), means.asked, peak)
 
 

@@ -384,6 +384,8 @@ def test_training_has_a_budget_and_a_start():
 def test_training_without_time_is_refused(capsys, tmp_path):
     status, _, complaint = run(capsys, "train", "tiny", "--no-eyes", "--out", tmp_path / "out")
     assert status == 2 and "name the checkpoint with --from" in complaint and not (tmp_path / "out").exists()
+    status, _, complaint = run(capsys, "train", "tiny", "--rate", 1.5, "--out", tmp_path / "out")
+    assert status == 2 and "got --rate 1.5" in complaint and not (tmp_path / "out").exists()
     status, _, complaint = run(capsys, "train", "tiny", "--minutes", 0, "--out", tmp_path / "out")
     assert status == 2 and "--minutes 0" in complaint and not (tmp_path / "out").exists()
 

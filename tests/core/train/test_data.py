@@ -5,6 +5,7 @@ import weakref
 
 from golden import micro, micro_tokenizer
 
+from janusflow_core.tokenizer import Message
 from janusflow_core.train.data import conversation, pack
 from janusflow_core.train.losses import IGNORE
 
@@ -22,6 +23,23 @@ def test_labels_are_the_answer_and_its_end_shifted_by_one():
         assert [ids[at + 1] for at, _ in kept] == [label for _, label in kept]
         assert tokenizer.decode([label for _, label in kept]).strip() == answer
         assert kept[-1][1] == tokenizer.eos_id
+
+
+def test_later_turns_of_a_chat_stand_as_inference_asks_them():
+    tokenizer = micro().tokenizer
+    asked = [*ASKED, ("What shape is it?", "a square")]
+    found = conversation(tokenizer, asked, turns=[2, 1])
+    (one, first), (two, second), (three, third) = asked
+    said = [Message("User", f"{tokenizer.processor.image_tag}\n{one}"), Message("Assistant", first)]
+    said += [Message("User", two), Message("Assistant", second)]
+    assert found.start + found.segments[0] == [*tokenizer.understanding_ids(said, 1)]
+    assert [*found.segments[1]] == conversation(tokenizer, [(three, third)]).segments[0]
+    told = [label for label in found.labels[0] if label != IGNORE]
+    assert tokenizer.decode(told, skip_special_tokens=False).split(tokenizer.special["eos_token"]) == [
+        f" {first}", f" {second}", ""
+    ]  # fmt: skip
+    at = [place for place, label in enumerate(found.labels[0]) if label != IGNORE]
+    assert [found.segments[0][place + 1] for place in at] == told
 
 
 def test_segments_count_on_from_the_common_beginning():

@@ -208,11 +208,11 @@ def test_a_start_of_another_shape_is_refused(tmp_path):
 def test_a_row_asks_the_same_of_both_things(tokenizer):
     rng = random.Random(0)
     scene = talk.scene_for_prompt("a red circle left of a blue square", rng)
-    row = lessons.questions_to_ask([("", scene)] * 40, tokenizer, rng)
-    assert row.ids.shape == (40, lessons.CONVERSATION_TOKENS)
+    row = lessons.questions_to_ask([("", scene)] * 120, tokenizer, rng)
+    assert row.ids.shape == (120, lessons.CONVERSATION_TOKENS)
     texts = [tokenizer.decode(ids.tolist()) for ids in row.ids]
     both = [text for text in texts if "Where is the circle?" in text and "Where is the square?" in text]
-    assert 5 < len(both) < 40 and all("left of the square" in text and "right of the circle" in text for text in both)
+    assert 10 < len(both) < 120 and all("left of the square" in text and "right of the circle" in text for text in both)
 
 
 def test_every_prompt_and_conversation_fits_its_fixed_length(tokenizer):
