@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .chat import Chat
     from .pipeline import JanusFlowPipeline
 
 __version__ = "0.1.0"
-__all__ = ["JanusFlowPipeline", "__version__"]
+__all__ = ["Chat", "JanusFlowPipeline", "__version__"]
 
 
 def __dir__() -> list[str]:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> object:
         from .pipeline import JanusFlowPipeline
 
         return JanusFlowPipeline
+    if name == "Chat":
+        from .chat import Chat
+
+        return Chat
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -67,6 +67,19 @@ class KVCache:
             wider.buffers.append((pair[0], pair[1]))
         return wider
 
+    def begun(self, tokens: int, capacity: int, device: torch.device) -> KVCache:
+        """A cache of this capacity on a device with the first of the kept tokens."""
+        copy = KVCache(capacity)
+        copy.length = tokens
+        for layer in self.buffers if tokens else ():
+            pair = [
+                torch.empty(*part.shape[:2], capacity, part.shape[3], dtype=part.dtype, device=device) for part in layer
+            ]
+            for new, part in zip(pair, layer, strict=True):
+                new[:, :, :tokens] = part[:, :, :tokens]
+            copy.buffers.append((pair[0], pair[1]))
+        return copy
+
     def first(self, rows: int) -> KVCache:
         """The first rows, in the same memory."""
         part = KVCache(self.capacity)

@@ -7,7 +7,7 @@ log P(option) = sum over its tokens, and the closing eos, of log P(token | promp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,16 @@ from .attention import Attention, KVCache, sdpa
 from .decoding import Backbone, Reader
 
 LOGITS_AT_ONCE = 1 << 26  # numbers, 256 MB: a vocabulary of 100,000 makes many of a few nodes
+# What a model may write for each: whichever it prefers, the chances of both count.
+YES_NO = {"yes": ("yes", "Yes"), "no": ("no", "No")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The likeliest of some answers, and the probability of each among them, in the order that they were given."""
+
+    answer: str
+    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -96,3 +106,19 @@ def _add_steps(scores: Tensor, logits: Tensor, steps: Tensor, first: int) -> Non
     """Add to each option (B, O) the steps that are taken from the nodes of these logits (B, n, V)."""
     owners, nodes, tokens = steps[:, (steps[1] >= first) & (steps[1] < first + logits.shape[1])]
     scores.index_add_(1, owners, logits.log_softmax(dim=-1)[:, nodes - first, tokens])
+
+
+def spelled(options: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """Answers and how each may be written; raises ValueError where none is given, one is empty or two are the same."""
+    pairs = [*options.items()] if isinstance(options, Mapping) else [(option, (option,)) for option in options]
+    texts = [text.strip() for _, written in pairs for text in written]
+    if not pairs or not all(written for _, written in pairs) or "" in texts or len({*texts}) < len(texts):
+        raise ValueError("options must be different texts, at least one and none empty: correct the list.")
+    return dict(pairs)
+
+
+def choice_of(spellings: Mapping[str, Sequence[str]], scores: Tensor) -> Choice:
+    """The choice that log P (O,) of all spellings, in their order, make."""
+    chances = scores.double().softmax(dim=0).split([len(written) for written in spellings.values()])
+    probabilities = {answer: float(part.sum()) for answer, part in zip(spellings, chances, strict=True)}
+    return Choice(max(probabilities, key=probabilities.__getitem__), probabilities)

@@ -18,6 +18,7 @@ from .drawing import DrawingConfig
 from .guidance import Guidance
 from .lora import LoraStack
 from .model import JanusFlow
+from .recall import Recall
 from .tokenizer import JanusTokenizer
 from .understanding import Understanding
 from .vae import LatentCodec
@@ -39,7 +40,7 @@ class JanusFlowPipeline(Understanding):
     ) -> None:
         self.model, self.tokenizer, self.image_config = model, tokenizer, image_config
         self.codec, self.device, self.drawing = codec, device, drawing
-        self._loras = LoraStack(model)
+        self._loras, self.recall = LoraStack(model), Recall()
 
     @classmethod
     def from_pretrained(
@@ -72,6 +73,7 @@ class JanusFlowPipeline(Understanding):
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> JanusFlowPipeline:
         """Move to a device, convert to a dtype, or both, in place; returns itself. The VAE keeps its own dtype."""
         self.device = torch.device(device) if device is not None else self.device
+        self.recall.forget()
         self.model.to(device=self.device, dtype=dtype)
         self.codec = self.codec and self.codec.to(self.device)
         return self
@@ -83,10 +85,12 @@ class JanusFlowPipeline(Understanding):
         sentence, and then nothing has changed.
         """
         self._loras.add(source, strength)
+        self.recall.forget()
 
     def unload_loras(self) -> None:
         """Take all LoRAs off: the weights are as they were."""
         self._loras.clear()
+        self.recall.forget()
 
     def compile(self) -> JanusFlowPipeline:
         """Compile the steps of drawing, in place; returns itself.

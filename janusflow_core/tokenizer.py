@@ -167,7 +167,11 @@ class JanusTokenizer:
 
         Raises ValueError when the text's tags and `num_images` disagree.
         """
-        ids = self.tagged_ids(self.chat(messages, SYSTEM_PROMPT), num_images)
+        return self.conversation_ids(self.chat(messages, SYSTEM_PROMPT), num_images)
+
+    def conversation_ids(self, text: str, num_images: int) -> list[int]:
+        """`tagged_ids` with each image id laid out likewise."""
+        ids = self.tagged_ids(text, num_images)
         return [out for i in ids for out in (self.picture_ids if i == self.image_id else (i,))]
 
     def tagged_ids(self, text: str, num_images: int) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -11,10 +10,12 @@ import torch
 from torch import Tensor
 
 from . import decoding, image, scoring
-from .choices import option_scores
+from .chat import Chat, marks
+from .choices import YES_NO, choice_of, option_scores, spelled
 from .decoding import LogitsRule, SamplingOptions
 from .device import free_memory
 from .model import JanusFlow
+from .recall import Recall, go_on
 from .schemas import SchemaRule
 from .scoring import Judging
 from .spelling import Numbers, Spelled
@@ -22,16 +23,6 @@ from .tokenizer import JanusTokenizer, Message
 
 Picture = image.Picture | str | PathLike  # in memory, or a file
 DEFAULT_QUESTION = "Describe the image."
-# What a model may write for each: whichever it prefers, the chances of both count.
-YES_NO = {"yes": ("yes", "Yes"), "no": ("no", "No")}
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The likeliest of some answers, and the probability of each among them, in the order that they were given."""
-
-    answer: str
-    probabilities: dict[str, float]
 
 
 class Understanding:
@@ -41,6 +32,7 @@ class Understanding:
     tokenizer: JanusTokenizer
     image_config: image.ImageConfig
     device: torch.device
+    recall: Recall
 
     @property
     def dtype(self) -> torch.dtype:
@@ -217,6 +209,50 @@ class Understanding:
             )
 
     @torch.no_grad()
+    def reply(
+        self,
+        chat: Chat,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Chat:
+        """The chat with the model's answer to its last turn; `on_token` gets its words, and may raise.
+
+        Of a chat that begins as the last one did, only what follows is read. Raises ValueError where nothing is asked,
+        the model says nothing, or all of it does not fit the model.
+        """
+        ids = self.tokenizer.conversation_ids(chat.prompt(self.tokenizer), len(chat.pictures))
+        self.model.config.language.check_conversation(len(ids), max_new_tokens)
+        stream = self.tokenizer.stream()
+        forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
+        text = go_on(
+            self.recall,
+            self.dtype,
+            marks(ids, chat.pictures, self.tokenizer),
+            lambda known: self._embedded_after(known, ids, chat.pictures),
+            (self.model.language_model.model, self.model.logits, self.model.encode_prompt),
+            eos=self.tokenizer.eos_id,
+            max_new_tokens=max_new_tokens,
+            options=SamplingOptions(temperature=temperature, top_p=top_p),
+            seeds=[seed],
+            on_token=forward,
+            device=self.device,
+            fixed=self.device.type == "cuda",
+        )
+        if on_token is not None and (rest := stream.flush()):
+            on_token(rest)
+        return chat.replied(self.tokenizer.decode(text))
+
+    def _embedded_after(self, known: int, ids: Sequence[int], pictures: Sequence[Picture]) -> Tensor:
+        """Embeddings (1, T, D) of what follows so many tokens, which end outside a picture."""
+        unseen = pictures[ids[:known].count(self.tokenizer.image_start_id) :]
+        tokens = torch.tensor([ids[known:]], device=self.device)
+        return self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens), self._features(unseen))
+
+    @torch.no_grad()
     def converse(
         self,
         conversations: Sequence[Sequence[Message]],
@@ -254,25 +290,13 @@ class Understanding:
         ids = [self.tokenizer.understanding_ids(turns, len(own)) for turns, own in pairs]
         tokens, real = (part.to(self.device) for part in self.tokenizer.pad_left(ids))
         self.model.config.language.check_conversation(tokens.shape[1], more)
-        pixels = [image.preprocess(opened(picture), self.image_config) for own in images for picture in own]
-        features = self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
+        features = self._features([picture for own in images for picture in own])
         return self.model.embed_conversation(tokens, self.tokenizer.image_mask(tokens) & real, features), real
 
-
-def spelled(options: Sequence[str] | Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """Answers and how each may be written; raises ValueError where none is given, one is empty or two are the same."""
-    pairs = [*options.items()] if isinstance(options, Mapping) else [(option, (option,)) for option in options]
-    texts = [text.strip() for _, written in pairs for text in written]
-    if not pairs or not all(written for _, written in pairs) or "" in texts or len({*texts}) < len(texts):
-        raise ValueError("options must be different texts, at least one and none empty: correct the list.")
-    return dict(pairs)
-
-
-def choice_of(spellings: Mapping[str, Sequence[str]], scores: Tensor) -> Choice:
-    """The choice that log P (O,) of all spellings, in their order, make."""
-    chances = scores.double().softmax(dim=0).split([len(written) for written in spellings.values()])
-    probabilities = {answer: float(part.sum()) for answer, part in zip(spellings, chances, strict=True)}
-    return Choice(max(probabilities, key=probabilities.__getitem__), probabilities)
+    def _features(self, pictures: Sequence[Picture]) -> Tensor | None:
+        """What the vision encoder makes (M, N, W) of some pictures."""
+        pixels = [image.preprocess(opened(picture), self.image_config) for picture in pictures]
+        return self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
 
 
 def opened(picture: Picture) -> image.Picture:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..janusflow_core.understanding import spelled
+from ..janusflow_core.choices import spelled
 from .native.asking import ONE_BY_ONE, conversations, picture_inputs, question_input, shown, together_input
 from .native.compat import io
 

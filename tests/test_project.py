@@ -63,7 +63,9 @@ def test_links_and_pictures_exist(page: Path):
             assert (page.parent / unquote(path)).exists() and (not anchor or path or anchor in anchors), link
 
 
-@pytest.mark.parametrize("method", ["generate", "describe", "choose", "yes_no", "number", "structured", "score"])
+@pytest.mark.parametrize(
+    "method", ["generate", "describe", "choose", "yes_no", "number", "structured", "score", "reply"]
+)
 def test_the_readme_shows_the_pipelines_signatures(method: str):
     signature = inspect.signature(getattr(JanusFlowPipeline, method))
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]

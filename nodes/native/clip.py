@@ -17,11 +17,10 @@ from torch import Tensor
 
 from ...janusflow_core import decoding
 from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, verified
-from ...janusflow_core.choices import option_scores
+from ...janusflow_core.choices import Choice, choice_of, option_scores
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.model import JanusFlow
-from ...janusflow_core.understanding import Choice, choice_of
 from ...janusflow_core.weights import read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .layers import quick

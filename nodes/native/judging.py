@@ -6,8 +6,9 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from ...janusflow_core.choices import YES_NO
 from ...janusflow_core.scoring import Judging, plain, score
-from ...janusflow_core.understanding import DEFAULT_QUESTION, YES_NO
+from ...janusflow_core.understanding import DEFAULT_QUESTION
 from .asking import ONE_BY_ONE, conversations
 from .compat import io
 from .tokens import Tokens
