@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .ask import JanusFlowAsk
 from .caption import JanusFlowCaptionFolder
 from .choose import JanusFlowChoose
 from .decode import JanusFlowVAEDecode
@@ -9,15 +10,18 @@ from .describe import JanusFlowDescribe
 from .encode import JanusFlowEncodePrompt
 from .finetune import JanusFlowREPAFineTune
 from .load import JanusFlowLoader
+from .load_chat import JanusFlowLoadChat
 from .native.compat import ComfyExtension, io
 from .native.files import register_folders
 from .number import JanusFlowNumber
 from .retry import JanusFlowRetry
 from .sample import JanusFlowSampler
+from .save_chat import JanusFlowSaveChat
 from .score import JanusFlowScore
 from .sheet import JanusFlowSheet
 from .structured import JanusFlowJSON
 from .sweep import JanusFlowSweep
+from .turn import JanusFlowChatTurn
 from .yes_no import JanusFlowYesNo
 
 NODES: list[type[io.ComfyNode]] = [
@@ -30,6 +34,10 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowYesNo,
     JanusFlowNumber,
     JanusFlowJSON,
+    JanusFlowChatTurn,
+    JanusFlowAsk,
+    JanusFlowSaveChat,
+    JanusFlowLoadChat,
     JanusFlowScore,
     JanusFlowRetry,
     JanusFlowCaptionFolder,

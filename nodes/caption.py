@@ -16,7 +16,7 @@ from ..janusflow_core.image import open_as_seen, pixels
 from .native.asking import answer_inputs, asked, question_inputs, sampling_options
 from .native.clip import JanusFlowCLIP, check_clip
 from .native.compat import check_cancelled, io, show_on_node, ui, utils
-from .native.files import data_folder, data_folders, folder_state
+from .native.files import data_folders, data_path, folder_state
 
 EVERY = 0.5  # seconds between two looks at how far it is
 
@@ -81,7 +81,7 @@ class JanusFlowCaptionFolder(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, folder: str, write: str, **given: Any) -> io.NodeOutput:
         check_clip(clip, "Caption Folder")
-        question, place = asked(given["ask"], given["question"]), data_folder(folder)
+        question, place = asked(given["ask"], given["question"]), data_path(folder)
         names = ("exists", "trigger", "separator")
         patterns = {name: _patterns(given[name]) for name in ("include", "exclude")}
         options = CaptionOptions(**{name: given[name] for name in names}, **patterns)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Any
 
-from ..janusflow_core.tokenizer import TextStream
 from .native.asking import (
     ONE_BY_ONE,
     OWN,
+    Live,
     answer_inputs,
     asked,
     conversations,
+    joined,
     picture_inputs,
     question_inputs,
     sampling_options,
     together_input,
 )
 from .native.compat import io, show_on_node, ui
-
-EVERY = 0.2  # seconds between two looks at answers that are being written
 
 
 class JanusFlowDescribe(io.ComfyNode):
@@ -63,26 +60,3 @@ class JanusFlowDescribe(io.ComfyNode):
         texts = [clip.decode(ids) for ids in answers]
         show_on_node(joined(texts), cls.hidden)
         return io.NodeOutput(texts, ui=ui.PreviewText(joined(texts)))
-
-
-class Live:
-    """Shows answers on the node while they are written, a few times a second, with their speed."""
-
-    def __init__(self, streams: Sequence[TextStream], hidden: Any) -> None:
-        self._streams, self._hidden = streams, hidden
-        self._texts, self._tokens = ["" for _ in streams], 0
-        self._started = self._shown = time.monotonic()
-
-    def __call__(self, row: int, token: int) -> None:
-        self._tokens += 1
-        self._texts[row] += self._streams[row].push(token)
-        now = time.monotonic()
-        if now - self._shown >= EVERY:
-            self._shown = now
-            speed = self._tokens / (now - self._started)
-            show_on_node(f"{joined(self._texts)}\n\n({speed:.1f} tokens/s)", self._hidden)
-
-
-def joined(texts: Sequence[str]) -> str:
-    """Answers below each other; those that have not begun are left out."""
-    return "\n\n".join(text.strip() for text in texts if text.strip())

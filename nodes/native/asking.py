@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...janusflow_core.captions import PRESETS
 from ...janusflow_core.decoding import SamplingOptions
+from ...janusflow_core.tokenizer import TextStream
 from .clip import check_clip
 from .compat import io, show_on_node, ui
 from .tokens import Tokens
 
 OWN = "own question"
 ONE_BY_ONE, TOGETHER = "one by one", "together"
+EVERY = 0.2  # seconds between two looks at answers that are being written
 
 
 def picture_inputs() -> list[Any]:
@@ -126,3 +129,26 @@ def asked(ask: str, question: str) -> str:
 
 def sampling_options(mode: Mapping[str, Any]) -> SamplingOptions:
     return SamplingOptions(mode.get("temperature", 0.0), mode.get("top_p", 1.0))
+
+
+class Live:
+    """Shows answers on the node while they are written, a few times a second, with their speed."""
+
+    def __init__(self, streams: Sequence[TextStream], hidden: Any) -> None:
+        self._streams, self._hidden = streams, hidden
+        self._texts, self._tokens = ["" for _ in streams], 0
+        self._started = self._shown = time.monotonic()
+
+    def __call__(self, row: int, token: int) -> None:
+        self._tokens += 1
+        self._texts[row] += self._streams[row].push(token)
+        now = time.monotonic()
+        if now - self._shown >= EVERY:
+            self._shown = now
+            speed = self._tokens / (now - self._started)
+            show_on_node(f"{joined(self._texts)}\n\n({speed:.1f} tokens/s)", self._hidden)
+
+
+def joined(texts: Sequence[str]) -> str:
+    """Answers below each other; those that have not begun are left out."""
+    return "\n\n".join(text.strip() for text in texts if text.strip())

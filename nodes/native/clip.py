@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from ...janusflow_core import decoding
+from ...janusflow_core.chat import Chat, marks
 from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, verified
 from ...janusflow_core.choices import Choice, choice_of, option_scores
 from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.model import JanusFlow
+from ...janusflow_core.recall import Recall, go_on
 from ...janusflow_core.weights import read_weights
 from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
 from .layers import quick
@@ -38,7 +40,7 @@ class TextModel(JanusFlow):
     ) -> None:
         kind = ops.mixed_precision_ops({}, dtype, full_precision_mm=True) if packed else ops.manual_cast
         super().__init__(checkpoint.config, flow=False, operations=quick(kind), dtype=dtype, device=device)
-        self.tokenizer = tokenizer
+        self.tokenizer, self.recall = tokenizer, Recall()
         self.dtype, self.dtypes = dtype, {dtype}
         self.execution_device: Any = None
 
@@ -182,6 +184,40 @@ class JanusFlowCLIP(CLIP):
             )
         return answers
 
+    def reply(
+        self,
+        chat: Chat,
+        max_new_tokens: int,
+        options: SamplingOptions,
+        seed: int,
+        on_token: decoding.OnToken | None = None,
+    ) -> str:
+        """What the model says next, with ComfyUI's cancel button and bar.
+
+        Of a chat that begins as the last one did, only what follows is read; what was read waits in main memory, as
+        long as this CLIP is there. Raises ValueError where nothing is asked, or all of it does not fit the model.
+        """
+        text, row = self.cond_stage_model, self.cond_stage_model.tokenizer.chat(chat)
+        ids, core = text.tokenizer.lay_out(row), text.tokenizer.core
+        device, dtype, _ = self._load_both(len(ids), max_new_tokens)
+        with model_management.cuda_device_context(device):
+            said = go_on(
+                text.recall,
+                (self.patcher.patches_uuid, self.flow_patcher.patches_uuid, dtype),
+                marks(ids, chat.pictures, core),
+                lambda known: text.embed([text.tokenizer.behind(row, known)], dtype)[0],
+                self._parts,
+                device=device,
+                kept_on=model_management.intermediate_device(),
+                eos=core.eos_id,
+                max_new_tokens=max_new_tokens,
+                options=options,
+                seeds=[seed],
+                on_token=_Progress(1, max_new_tokens, on_token, True).after(0, 1),
+                attention=ComfyAttention({}),
+            )
+        return core.decode(said)
+
     def weigh(self, conversations: Sequence[Tokens], answers: Sequence[str]) -> list[Tensor]:
         """log P (O,), in float32 on the CPU, of whole answers (see core's choices) to each of several conversations."""
         core, found = self.cond_stage_model.tokenizer.core, []
@@ -209,19 +245,23 @@ class JanusFlowCLIP(CLIP):
 
         Both halves are loaded, and `more` tokens have room behind each.
         """
+        text, rows = self.cond_stage_model, [tokens[NAME][0] for tokens in conversations]
+        device, dtype, room = self._load_both(max(len(text.tokenizer.lay_out(row)) for row in rows), more)
+        at_once = decoding.fitting(model_management.get_free_memory(device), room)
+        with model_management.cuda_device_context(device):
+            for first in range(0, len(rows), at_once):
+                yield first, *text.embed(rows[first : first + at_once], dtype)
+
+    def _load_both(self, longest: int, more: int) -> tuple[torch.device, torch.dtype, int]:
+        """Load both halves for conversations of so many tokens and `more`: where, in which numbers, bytes for each."""
         text, device = self.cond_stage_model, self.patcher.load_device
-        rows = [tokens[NAME][0] for tokens in conversations]
-        longest = max(len(text.tokenizer.lay_out(row)) for row in rows)
         text.config.language.check_conversation(longest, more)
         dtype = self.flow_patcher.model.get_dtype_inference()
         room = decoding.bytes_a_row(text.config.language, longest + more, dtype)
         model_management.load_models_gpu([self.patcher, self.flow_patcher], memory_required=2 * room)
-        at_once = decoding.fitting(model_management.get_free_memory(device), room)
         text.reset_clip_options()
         text.set_clip_options({"execution_device": device})
-        with model_management.cuda_device_context(device):
-            for first in range(0, len(rows), at_once):
-                yield first, *text.embed(rows[first : first + at_once], dtype)
+        return device, dtype, room
 
 
 class _Progress:

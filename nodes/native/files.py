@@ -1,4 +1,4 @@
-"""Where checkpoints lie: the bundled model, models/janusflow, checkpoints and diffusion_models."""
+"""Where files lie: checkpoints, the bundled model first; folders of pictures; saved chats."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
+from ...janusflow_core.config import read_text
 from ...janusflow_core.image import SUFFIXES
 from ...janusflow_core.lora import BUNDLED as BUNDLED_LORAS
 from ...janusflow_core.partial import PARTIAL
@@ -15,6 +16,7 @@ from .compat import folder_paths
 
 FOLDER = "janusflow"
 SHARED_FOLDERS = ("checkpoints", "diffusion_models")
+NO_CHAT = "none"
 
 
 def register_folders() -> None:
@@ -66,8 +68,38 @@ def _subfolders(root: str) -> dict[str, bool]:
     return {folder.as_posix(): folder in full for folder in sorted(shown)}
 
 
-def data_folder(name: str) -> Path:
-    """The folder that such a name means; raises ValueError where it leads out of input and output."""
+def chat_files() -> list[str]:
+    """JSON files in ComfyUI's input folder and below it, then in its output folder."""
+    inputs, outputs = (
+        _below(root(), ".json") for root in (folder_paths.get_input_directory, folder_paths.get_output_directory)
+    )
+    return inputs + [f"{name} [output]" for name in outputs]
+
+
+def _below(root: str, suffix: str) -> list[str]:
+    """Names of the files with this suffix below a folder, none of them hidden."""
+    found = (path.relative_to(root) for path in Path(root).rglob(f"*{suffix}") if path.is_file())
+    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+
+
+def read_chat(name: str) -> str:
+    """What a file of `chat_files` holds; raises ValueError or OSError with one sentence."""
+    if name == NO_CHAT:
+        raise ValueError("Load Chat has nothing to load: choose a file, or connect JSON.")
+    return read_text(data_path(name))
+
+
+def chat_state(name: str) -> object:
+    """What changes with such a file."""
+    try:
+        stat = data_path(name).stat()
+    except (OSError, ValueError):
+        return None  # must not raise; execute says what is missing
+    return stat.st_mtime_ns, stat.st_size
+
+
+def data_path(name: str) -> Path:
+    """The file or folder that such a name means; raises ValueError where it leads out of input and output."""
     try:
         return Path(folder_paths.get_annotated_filepath(name))
     except ValueError as error:
@@ -77,7 +109,7 @@ def data_folder(name: str) -> Path:
 def folder_state(name: str) -> int:
     """A number that changes with the files in a folder; nothing is told about their names."""
     try:
-        files = [(str(path), path.stat()) for path in data_folder(name).rglob("*") if path.is_file()]
+        files = [(str(path), path.stat()) for path in data_path(name).rglob("*") if path.is_file()]
     except (OSError, ValueError):
         return 0  # must not raise; execute says what is missing
     seen = "".join(f"{path}\0{stat.st_mtime_ns}\0{stat.st_size}\0" for path, stat in sorted(files, key=lambda f: f[0]))

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ...janusflow_core.chat import Chat
 from ...janusflow_core.checkpoint import Checkpoint
+from ...janusflow_core.image import pixels
 from ...janusflow_core.tokenizer import SYSTEM_PROMPT, JanusTokenizer
 from ...janusflow_core.weights import TOKENIZER_KEY, json_tensor
 
@@ -44,6 +46,19 @@ class TokenizerFacade:
         ids, left = self.core.tagged_ids(text, len(pictures)), iter(pictures)
         return [{"type": "image", "data": next(left)} if token == self.core.image_id else token for token in ids]
 
+    def chat(self, chat: Chat) -> Row:
+        """A conversation of several turns, up to the answer that it waits for."""
+        ids, left = self.core.tagged_ids(chat.prompt(self.core), len(chat.pictures)), iter(chat.pictures)
+        return [(_picture(pixels(next(left))) if token == self.core.image_id else token, 1.0) for token in ids]
+
+    def behind(self, row: Row, known: int) -> Row:
+        """What follows the first `known` ids of a row that is laid out; they end outside a picture."""
+        for number, (entry, *_) in enumerate(row):
+            if known <= 0:
+                return row[number:]
+            known -= len(self.core.picture_ids) if is_picture(entry) else 1
+        return row[len(row) :]
+
     def lay_out(self, row: Row) -> list[int]:
         """The ids of a row, every picture in it as its start, image and end tags."""
         return [token for entry, *_ in row for token in (self.core.picture_ids if is_picture(entry) else (entry,))]
@@ -63,6 +78,11 @@ class TokenizerFacade:
         }
         texts = {TOKENIZER_KEY: self.core.json, **{key: json.dumps(value) for key, value in parts.items()}}
         return {key: json_tensor(text) for key, text in texts.items()}
+
+
+def _picture(pixels: Tensor) -> dict[str, Any]:
+    """Pixels (C, H, W) as an entry of a row."""
+    return {"type": "image", "data": pixels.movedim(0, 2)[None]}
 
 
 def is_picture(entry: Any) -> bool:

@@ -27,7 +27,7 @@ from ...janusflow_core.train.options import FineTuneOptions
 from ...janusflow_core.train.subject import Subject
 from .clip import JanusFlowCLIP
 from .compat import check_cancelled, folder_paths, model_management, show_on_node, utils
-from .files import data_folder
+from .files import data_path
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def captioned_pictures(images: Sequence[Any] | None, texts: Sequence[str] | None
     if folder != NO_FOLDER:
         if images:
             raise ValueError(f"There are both images and the folder {folder}: disconnect one, or choose {NO_FOLDER}.")
-        return read_folder(data_folder(folder))
+        return read_folder(data_path(folder))
     pictures = [picture for batch in images or () for picture in batch]
     if not pictures:
         raise ValueError("There are no pictures: connect images and texts, or choose a folder.")
