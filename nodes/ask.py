@@ -57,4 +57,5 @@ class JanusFlowAsk(io.ComfyNode):
             chat = chat.ask(question, [] if image is None else from_tensor(image))
         live = Live([clip.tokenizer.core.stream()], cls.hidden)
         chat = chat.replied(clip.reply(chat, max_new_tokens, sampling_options(mode), mode.get("seed", 0), live))
-        return io.NodeOutput(chat.turns[-1].text, chat, ui=shown([chat.text], cls.hidden))
+        answer = chat.turns[-1].text
+        return io.NodeOutput(answer, chat, ui=shown([answer], cls.hidden))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from janusflow_core import Chat
 from janusflow_core.host.find import Json
 from janusflow_core.host.workflow import convert_workflow, findings, prompt_text
 from janusflow_core.world.judge import judge
@@ -33,6 +34,7 @@ PICTURES, WORDS = {CAPTION: 8, CAPTION_AND_TRAIN: 4}, {CAPTION: 8, CAPTION_AND_T
 BESIDE = (FINE_TUNE, CAPTION_AND_TRAIN)
 SWEEP = "JanusFlow sweep"  # nine pictures on a sheet
 BEST, RETRY, ROUTE = "JanusFlow best of four", "JanusFlow draw until right", "JanusFlow route by an answer"
+CHAT = "JanusFlow chat about a picture"
 MORE = {BEST: 3}  # all four are shown, and the best
 ANY = ("*", "COMFY_MATCHTYPE_V3")  # an input that takes what another one gets
 AGAIN = ("JanusFlow image to image", "JanusFlow inpaint")  # one picture before, one after
@@ -272,7 +274,7 @@ def test_the_sweeps_sheet_shows_each_combination(run):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in (*BESIDE, *AGAIN, USE, SWEEP, BEST, RETRY, ROUTE)]
+    "name", [name for name in NAMES if name not in (*BESIDE, *AGAIN, USE, SWEEP, BEST, RETRY, ROUTE, CHAT)]
 )
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
@@ -293,6 +295,17 @@ def said(done: Run, title: str) -> str:
     """What stands in the text node of this title."""
     (text,) = (node["widgets_values"][0] for node in done.workflow["nodes"] if node.get("title") == title)
     return text
+
+
+def test_the_chat_goes_on_and_is_saved_with_its_picture(run, server):
+    done = run(CHAT)
+    prompt = prompt_text(done.api)
+    chat = Chat.from_json(max((server.base / "output" / "chats").glob("janusflow_*.json")).read_text("utf-8"))
+    look, told, count, number = chat.turns
+    assert (look.text, count.text) == ("Describe the image.", "How many objects are there?")
+    assert tells(told.text, prompt) and number.text == done.words[0] == "two"
+    # ComfyUI cuts what we round.
+    assert np.abs(np.asarray(look.pictures[0]) - done.pixels()).max() <= 1 and judge(look.pictures[0], prompt)
 
 
 def test_the_best_of_four_is_right_where_some_are_not(run, server):
