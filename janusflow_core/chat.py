@@ -13,7 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from .config import printable
-from .image import Picture, open_image, to_pil
+from .image import AnyPicture, open_image, opened, to_pil
 from .tokenizer import ASSISTANT, SYSTEM_PROMPT, USER, JanusTokenizer, Message
 
 Role = Literal["user", "assistant"]
@@ -40,13 +40,13 @@ class Chat:
     turns: tuple[Turn, ...] = ()
     system: str = SYSTEM_PROMPT
 
-    def ask(self, text: str, pictures: Sequence[Picture] = ()) -> Chat:
+    def ask(self, text: str, pictures: Sequence[AnyPicture] = ()) -> Chat:
         """The user says something and shows pictures, at the place where the turn begins.
 
-        Said after something that is not answered yet, it becomes a part of that turn. Raises ValueError for a turn
-        without words or pictures.
+        Pictures are of any kind that `describe` takes. Said after something that is not answered yet, it becomes a part
+        of that turn. Raises ValueError for a turn without words or pictures, and what `open_image` raises.
         """
-        shown = tuple(to_pil(picture).convert("RGB") for picture in pictures)
+        shown = tuple(to_pil(opened(picture)).convert("RGB") for picture in pictures)
         if not text.strip() and not shown:
             raise ValueError("a turn is empty: write what to say, or show a picture.")
         if not self.open:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .config import Part, printable, validated
 
 Picture = Image.Image | np.ndarray | Tensor
+AnyPicture = Picture | str | PathLike  # in memory, or a file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -132,6 +133,11 @@ def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         ) from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"the picture {printable(source)} cannot be read ({error}): save it again") from error
+
+
+def opened(picture: AnyPicture) -> Picture:
+    """A picture in memory, from its file if need be; raises what `open_image` raises."""
+    return open_image(picture) if isinstance(picture, (str, PathLike)) else picture
 
 
 def open_as_seen(source: str | PathLike[str], config: ImageConfig) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from .chat import Chat, marks
 from .choices import YES_NO, choice_of, option_scores, spelled
 from .decoding import LogitsRule, SamplingOptions
 from .device import free_memory
+from .image import AnyPicture as Picture
 from .model import JanusFlow
 from .recall import Recall, go_on
 from .schemas import SchemaRule
@@ -21,7 +21,6 @@ from .scoring import Judging
 from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
-Picture = image.Picture | str | PathLike  # in memory, or a file
 DEFAULT_QUESTION = "Describe the image."
 
 
@@ -295,10 +294,5 @@ class Understanding:
 
     def _features(self, pictures: Sequence[Picture]) -> Tensor | None:
         """What the vision encoder makes (M, N, W) of some pictures."""
-        pixels = [image.preprocess(opened(picture), self.image_config) for picture in pictures]
+        pixels = [image.preprocess(image.opened(picture), self.image_config) for picture in pictures]
         return self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
-
-
-def opened(picture: Picture) -> image.Picture:
-    """A picture in memory, from its file if need be."""
-    return image.open_image(picture) if isinstance(picture, (str, PathLike)) else picture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from janusflow_core import JanusFlowPipeline
+from janusflow_core import Chat, JanusFlowPipeline
 from janusflow_core.world.judge import judge
 from janusflow_core.world.talk import phrase, tells
 from tools.make_crescents import things_in
@@ -35,6 +35,20 @@ def test_the_library_example(tmp_path, monkeypatch):
     answer, captions, choice = printed.getvalue().splitlines()
     assert answer == "a red circle" and all(tells(caption, prompt) for caption in ast.literal_eval(captions))
     assert re.fullmatch(r"Choice\(answer='red', probabilities={'red': 0\.9\d*, 'blue': [\d.e-]+}\)", choice), choice
+
+
+def test_the_example_of_a_chat(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prompt = "a red circle left of a blue square"
+    JanusFlowPipeline.from_pretrained("janusflow-tiny").generate(prompt, seed=8)[0].save("picture.png")
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/answers.md").read_text("utf-8"), re.M | re.S)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code)  # noqa: S102 - our own page
+    look, told, count, number = printed.getvalue().splitlines()
+    assert (look, count) == ("User: [picture] Describe the image.", "User: How many objects are there?")
+    assert tells(told.removeprefix("Assistant: "), prompt) and number == "Assistant: two"
+    assert Chat.from_json(Path("chat.json").read_text("utf-8")).text == printed.getvalue().strip()
 
 
 def test_the_commands(tmp_path):

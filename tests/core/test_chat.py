@@ -5,6 +5,7 @@ import io
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden import micro, micro_pipeline, picture
@@ -47,6 +48,13 @@ def test_what_is_said_before_an_answer_is_one_turn():
     chat = Chat().ask("One", [shown()]).ask("two", [shown("blue")]).ask("", [shown("green")])
     assert len(chat.turns) == 1 and chat.turns[0].text == "One\ntwo" and len(chat.pictures) == 3
     assert Chat().ask("", [shown()]).open and not Chat().open
+
+
+def test_pictures_of_every_kind_become_rgb_in_8_bits(tmp_path):
+    shown().save(file := tmp_path / "a.png")
+    kinds = [file, str(file), np.asarray(shown()), torch.from_numpy(np.array(shown()) / 255), shown().convert("RGBA")]
+    for found in Chat().ask("Look", kinds).pictures:
+        assert found.mode == "RGB" and not ImageChops.difference(found, shown()).getbbox()
 
 
 def test_a_chat_is_a_value():
