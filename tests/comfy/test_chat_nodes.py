@@ -7,11 +7,14 @@ from pathlib import Path
 
 import graphs
 import pytest
+import torch
 from graphs import LEFT_RIGHT, STARS, TINY, Graph, failure, tiny
+from PIL import Image
 
-from janusflow_core import Chat
+from janusflow_core import Chat, JanusFlowPipeline
 from janusflow_core.host.server import Server
 from janusflow_core.tokenizer import SYSTEM_PROMPT
+from janusflow_core.world.scenes import COLORS, Object, Scene, render
 
 GREEDY = {"mode": "greedy", "max_new_tokens": 24}
 LOOK, COUNT, SHAPE = "Describe the image.", "How many objects are there?", "What shape is the green object?"
@@ -78,6 +81,32 @@ def test_a_saved_chat_goes_on_to_the_same_answer_also_in_a_later_server(server, 
     loaded = again.add("JanusFlowLoadChat", file=f"chats/{file.name} [output]")
     given = again.add("JanusFlowLoadChat", file="none", json=again.add("PrimitiveStringMultiline", value=whole[0]))
     assert again.texts(server, ask(again, COUNT, chat=loaded), ask(again, COUNT, chat=given)) == [told, told]
+
+
+def test_what_one_clip_read_no_other_takes_for_its_own(server, tmp_path):
+    """A LoRA upon the same model: what each says of the picture and of what follows is its own, in any order."""
+    crescent = Image.fromarray(render(Scene((250, 250, 250), (Object("crescent", "red", 40, 40, 14, COLORS["red"]),))))
+    graph = Graph()
+    image = graph.add("LoadImage", image=graphs.upload(server, tmp_path, crescent)[0])
+    plain = graph.load(TINY)
+    chosen = {"lora_name": "janusflow-tiny-crescent.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+    taught = graph.add("LoraLoader", model=plain, clip=plain[1], **chosen)
+    asked = {"question": LOOK, "image": image, **GREEDY}
+    nodes = []
+    for loaded in (plain, taught, plain, taught):
+        links = {"chat": nodes[-1][1]} if nodes else {}
+        nodes.append(graph.add("JanusFlowAsk", clip=loaded[1], **asked, **links))
+    alone = [graph.add("JanusFlowAsk", clip=loaded[1], **asked) for loaded in (taught, plain)]
+    told = graph.texts(server, *nodes, *alone)
+    pipes = [tiny(), JanusFlowPipeline.from_pretrained(TINY, device="cpu", dtype=torch.float32)]
+    pipes[1].load_lora("janusflow-tiny-crescent")
+    chat, expected = Chat(), []
+    for pipe in pipes * 2:
+        pipe.recall.forget()
+        chat = pipe.reply(chat.ask(LOOK, [crescent]), max_new_tokens=24)
+        expected.append([chat.turns[-1].text])
+    assert told[: len(nodes)] == expected
+    assert told[len(nodes) :] == [["a red crescent"], expected[0]] and expected[0] != ["a red crescent"]
 
 
 def test_a_file_that_changed_is_read_again(server):
