@@ -17,8 +17,6 @@ from .attention import Attention, KVCache, sdpa
 from .decoding import Backbone, Reader
 
 LOGITS_AT_ONCE = 1 << 26  # numbers, 256 MB: a vocabulary of 100,000 makes many of a few nodes
-# What a model may write for each: whichever it prefers, the chances of both count.
-YES_NO = {"yes": ("yes", "Yes"), "no": ("no", "No")}
 
 
 @dataclass(frozen=True)

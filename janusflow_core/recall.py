@@ -29,7 +29,7 @@ class Recall:
         one of the same weights, but for its last token, with room for the rest and `more`."""
         known = 0
         if whose == self._whose:
-            pairs = zip(marks[:-1], self._marks, strict=False)
+            pairs = zip(marks, self._marks, strict=False)
             known = next(
                 (at for at, (new, old) in enumerate(pairs) if new != old), min(len(marks) - 1, len(self._marks))
             )

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from . import decoding, image, scoring
 from .chat import Chat, marks
-from .choices import YES_NO, choice_of, option_scores, spelled
+from .choices import choice_of, option_scores, spelled
 from .decoding import LogitsRule, SamplingOptions
 from .device import free_memory
 from .image import AnyPicture as Picture
 from .model import JanusFlow
 from .recall import Recall, go_on
 from .schemas import SchemaRule
-from .scoring import Judging
+from .scoring import YES_NO, Judging
 from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
@@ -156,13 +156,13 @@ class Understanding:
         values = [rule.value(text) for text in self._answers(asked, question, max_new_tokens, [rule])]
         return values[0] if once else values
 
-    def score(self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], *, by: Judging = "both") -> Any:
+    def score(self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], *, by: Judging = "parts") -> Any:
         """How well a picture shows a prompt, from 0 to 1, by the model's own answers; a list for several.
 
-        Each of several pictures may have its own prompt. By `caption`: the probability that the model describes it in
-        just these words; by `parts`: that it says yes when asked for each thing that the prompt names, multiplied; by
-        `whole`: when asked for all of it; by `both`: caption times parts, which ranks best. Raises ValueError for a
-        prompt without words, and what `choose` raises.
+        Each of several pictures may have its own prompt. By `parts`: the probabilities, multiplied, that the model says
+        yes when asked for each thing that the prompt names, or their number, and for where they lie; by `whole`: that
+        it says yes when asked for all of it; by `caption`: that it describes it in just these words; by `both`: caption
+        times parts. Raises ValueError for a prompt without words, and what `choose` raises.
         """
         pictures = [images] if isinstance(images, Picture) else list(images)
         prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
@@ -176,14 +176,15 @@ class Understanding:
     def _chances(self, pictures: Sequence[Picture], prompt: str, by: Judging) -> list[float]:
         asked = [[picture] for picture in pictures]
 
-        def yes(question: str) -> list[float]:
-            return [choice.probabilities["yes"] for choice in self.yes_no(pictures, question)]
+        def chance(question: scoring.Question) -> list[float]:
+            found = self.choose(pictures, question.text, question.options)
+            return [choice.probabilities[question.wanted] for choice in found]
 
         def said(caption: str) -> list[float]:
             ids = self.tokenizer.answer_ids(caption)
             return [float(row.exp()) for row in self._option_scores(asked, DEFAULT_QUESTION, [ids])]
 
-        return scoring.score(prompt, by, yes, said)
+        return scoring.score(prompt, by, chance, said)
 
     def _asked(self, images: Picture | Sequence[Picture], together: bool) -> tuple[list[list[Picture]], bool]:
         """The pictures of each conversation, and whether one answer is all that is asked for."""

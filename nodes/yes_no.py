@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..janusflow_core.choices import YES_NO
+from ..janusflow_core.scoring import YES_NO
 from .native.asking import ONE_BY_ONE, conversations, picture_inputs, question_input, shown, together_input
 from .native.compat import io
 

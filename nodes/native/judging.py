@@ -6,8 +6,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from ...janusflow_core.choices import YES_NO
-from ...janusflow_core.scoring import Judging, plain, score
+from ...janusflow_core.scoring import Judging, Question, plain, score
 from ...janusflow_core.understanding import DEFAULT_QUESTION
 from .asking import ONE_BY_ONE, conversations
 from .compat import io
@@ -31,8 +30,9 @@ def by_input() -> Any:
         options=list(JUDGING),
         default=JUDGING[0],
         advanced=True,
-        tooltip="caption: how likely the model describes the picture in just these words. parts: how likely it says "
-        "yes for each thing that the prompt names. whole: for all of it at once. both: caption times parts.",
+        tooltip="parts: how likely the model says yes for each thing, number and place that the prompt names. whole: "
+        "for all of it at once. caption: how likely it describes the picture in just these words. both: caption times "
+        "parts.",
     )
 
 
@@ -46,10 +46,10 @@ def scored(clip: Any, image: Tensor, prompt: str, by: str, node: str) -> list[fl
     def ask(question: str) -> list[Tokens]:
         return conversations(clip, image, question, ONE_BY_ONE, node)
 
-    def yes(question: str) -> list[float]:
-        return [choice.probabilities["yes"] for choice in clip.choose(ask(question), YES_NO)]
+    def chance(question: Question) -> list[float]:
+        return [choice.probabilities[question.wanted] for choice in clip.choose(ask(question.text), question.options)]
 
     def said(caption: str) -> list[float]:
         return [float(row.exp()) for row in clip.weigh(ask(DEFAULT_QUESTION), [caption])]
 
-    return score(prompt, by, yes, said)
+    return score(prompt, by, chance, said)

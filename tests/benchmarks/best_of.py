@@ -61,7 +61,7 @@ class Candidates:
 def main(per_task: int, count: int) -> None:
     prompts = [prompt for task in talk.TASKS for prompt in talk.sample_prompts(task, per_task, SEED, False)]
     found = Candidates(JanusFlowPipeline.from_pretrained("janusflow-tiny"), prompts, count)
-    single = found.kept("both", 1)
+    single = found.right[:, 0]
     print("\n| judged by | of | right | won and lost against the first | drawing, s a prompt | judging |")
     print("|---|---|---|---|---|---|")
     for by in get_args(Judging):

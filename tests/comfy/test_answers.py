@@ -100,7 +100,7 @@ PROMPT = "a red circle left of a blue square"
 def score(graph: Graph, image, prompt: str, **inputs):
     loaded = graph.load(TINY, weight_dtype="fp32")
     return graph.add(
-        "JanusFlowScore", clip=loaded[1], image=image, prompt=prompt, **{"keep": 1, "by": "both", **inputs}
+        "JanusFlowScore", clip=loaded[1], image=image, prompt=prompt, **{"keep": 1, "by": "parts", **inputs}
     )
 
 
@@ -122,7 +122,7 @@ def retry(graph: Graph, **inputs):
     encoded = graph.encode(loaded, PROMPT)
     parts = {"model": loaded, "clip": loaded[1], "vae": loaded[2], "positive": encoded[0], "negative": encoded[1]}
     settings = {"seed": 40, "tries": 3, "until": 1.0, "batch_size": 2, "steps": 8, "cfg": 2.5, "width": 0, "height": 0}
-    return graph.add("JanusFlowRetry", prompt=PROMPT, by="both", **parts, **{**settings, **inputs})
+    return graph.add("JanusFlowRetry", prompt=PROMPT, by="parts", **parts, **{**settings, **inputs})
 
 
 def test_all_tries_give_the_best_of_all_and_its_seed(server):

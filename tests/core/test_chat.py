@@ -46,7 +46,8 @@ def test_the_template_is_the_authors():
 
 def test_what_is_said_before_an_answer_is_one_turn():
     chat = Chat().ask("One", [shown()]).ask("two", [shown("blue")]).ask("", [shown("green")])
-    assert len(chat.turns) == 1 and chat.turns[0].text == "One\ntwo" and len(chat.pictures) == 3
+    assert len(chat.turns) == 1 and chat.turns[0].text == "One\ntwo"
+    assert [picture.getpixel((40, 40)) for picture in chat.pictures] == [COLORS[c] for c in ("red", "blue", "green")]
     assert Chat().ask("", [shown()]).open and not Chat().open
 
 
@@ -126,6 +127,7 @@ NO_PICTURE = "data:image/png;base64," + base64.b64encode(b"no picture").decode()
         (messages(("user", image_part("https://example.org/a.png"))), "nothing is fetched"),
         (messages(("user", image_part("file:///etc/passwd"))), "nothing is fetched"),
         (messages(("user", image_part(None))), "nothing is fetched"),
+        (messages(("user", image_part("data:text/html;base64,AAAA"))), "nothing is fetched"),
         (
             messages(("user", image_part("data:image/png;base64,äö"))),
             UNREADABLE,

@@ -8,7 +8,7 @@ from golden import micro, micro_pipeline, new_codec, picture
 from PIL import Image
 
 from janusflow_core import JanusFlowPipeline
-from janusflow_core.scoring import parts, plain, questions
+from janusflow_core.scoring import NUMBERS, parts, plain, questions
 from janusflow_core.world.scenes import COLORS, Object, Scene, render
 
 
@@ -29,24 +29,48 @@ def test_a_prompt_falls_into_the_things_that_it_names(prompt: str, things: list[
     assert parts(prompt) == things
 
 
-def test_questions_are_about_all_or_about_each_thing():
+@pytest.mark.parametrize(
+    ("prompt", "asked"),
+    [
+        ("an image of a red cross above a star", ["Is there a red cross?", "Is there a star?",
+            "Is the red cross above the star?"]),
+        ("a circle and a star", ["Is there a circle?", "Is there a star?"]),
+        ("three green stars", ["How many green stars are there? 3"]),
+        ("2 cats on the mat", ["How many cats are there? 2", "Is there the mat?", "Are the 2 cats on the mat?"]),
+        ("one cat", ["Is there one cat?"]),
+        ("a cat in a hat, a dog To The  Left of a tree", ["Is there a cat?", "Is there a hat?", "Is there a dog?",
+            "Is there a tree?", "Is the cat in the hat?", "Is the dog to the left of the tree?"]),
+        ("a cat beside a cat", ["Is there a cat?", "Is the cat beside the cat?"]),
+        ("in the rain", ["Is there the rain?"]),
+        ("three", ["Is there three?"]),
+        (",", ["Is there ,?"]),
+    ],
+)  # fmt: skip
+def test_each_thing_number_and_place_is_asked_for(prompt: str, asked: list[str]):
+    told = [q.text if q.wanted == "yes" else f"{q.text} {q.wanted}" for q in questions(prompt, "parts")]
+    assert told == asked and questions(prompt, "both") == questions(prompt, "parts")
+    assert all(q.wanted in q.options for q in questions(prompt, "parts"))
+
+
+def test_or_all_at_once_or_the_caption_alone():
     prompt = "a photo of a red circle above a star"
     assert plain(prompt) == "a red circle above a star"
-    assert questions(prompt, "whole") == ["Is there a red circle above a star?"]
-    assert questions(prompt, "parts") == ["Is there a red circle?", "Is there a star?"] == questions(prompt, "both")
+    assert [q.text for q in questions(prompt, "whole")] == ["Is there a red circle above a star?"]
     assert questions(prompt, "caption") == []
 
 
-def test_a_score_is_the_chance_of_the_caption_times_that_of_each_thing():
-    images, prompt = [picture("wide"), picture("gray")], "a photo of a cat and a hat"
+def test_a_score_is_the_chance_of_every_answer_that_the_prompt_wants():
+    images, prompt = [picture("wide"), picture("gray")], "a photo of two cats under a hat"
     both, caption, asked, whole = (micro().score(images, prompt, by=by) for by in ("both", "caption", "parts", "whole"))
     for row, image in enumerate(images):
-        yes = [micro().yes_no(image, f"Is there {thing}?").probabilities["yes"] for thing in ("a cat", "a hat")]
-        assert asked[row] == pytest.approx(math.prod(yes), abs=1e-6)
+        yes = [micro().yes_no(image, question) for question in ("Is there a hat?", "Are the two cats under the hat?")]
+        number = micro().choose(image, "How many cats are there?", NUMBERS).probabilities["2"]
+        expected = number * math.prod(one.probabilities["yes"] for one in yes)
+        assert asked[row] == pytest.approx(expected, rel=1e-4)
         assert both[row] == pytest.approx(caption[row] * asked[row], rel=1e-5)
-        expected = micro().yes_no(image, "Is there a cat and a hat?").probabilities["yes"]
+        expected = micro().yes_no(image, "Is there two cats under a hat?").probabilities["yes"]
         assert whole[row] == pytest.approx(expected, abs=1e-6)
-        assert micro().score(image, prompt) == pytest.approx(both[row], rel=1e-4)
+        assert micro().score(image, prompt) == pytest.approx(asked[row], rel=1e-4)
 
 
 def test_each_of_several_pictures_may_have_its_own_prompt():

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from janusflow_core import JanusFlowPipeline
-from janusflow_core.choices import YES_NO, Choice, spelled
+from janusflow_core.choices import Choice, spelled
+from janusflow_core.scoring import YES_NO
 from janusflow_core.world.scenes import COLORS, Object, Scene, render
 
 QUESTION, OPTIONS = "What is it?", ["a cat", "a cat on a mat", "dog", "not a thing"]
