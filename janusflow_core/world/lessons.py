@@ -22,7 +22,7 @@ from .library import Example
 
 QUESTIONS = 8  # about one picture
 TURNS = (1, 1, 2, 3)  # that a chat may have
-PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 208  # the longest, so that shapes are fixed and compiled once
+PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 224  # the longest, so that shapes are fixed and compiled once
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,14 @@ def questions_to_ask(examples: Sequence[Example], tokenizer: JanusTokenizer, rng
     """Up to QUESTIONS questions about each of some scenes, with their answers, at the fixed length.
 
     Each kind is asked several times over, so that a row asks the same of both things: what they have in common then
-    teaches nothing, and which is which is learnt sooner. Half of the chats have one turn, the rest two or three.
+    teaches nothing, and which is which is learnt sooner. So is what judges of pictures ask. Half of the chats have one
+    turn, the rest two or three.
     """
     rows = []
     for _, scene in examples:
         drawn = itertools.chain.from_iterable(talk.questions(scene, rng) for _ in range(4))
-        asked = sorted({(question, answer) for _, question, answer in drawn})
+        asked = {(question, answer) for _, question, answer in drawn}
+        asked = sorted(asked.union(*(talk.judged(scene, rng) for _ in range(3))))
         chosen = rng.sample(asked, min(QUESTIONS, len(asked)))
         rows.append(conversation(tokenizer, chosen, rng.choices(TURNS, k=len(chosen))))
     return pack(rows, tokenizer, CONVERSATION_TOKENS)

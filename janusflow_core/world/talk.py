@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .. import scoring
 from .scenes import (
     BACKGROUNDS,
     COLORS,
@@ -174,11 +175,34 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
     return asked
 
 
+def judged(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """What `scoring` asks to see whether a picture shows a prompt, one that the scene fits or another, and the answers.
+
+    Raises like `caption`.
+    """
+    # What is never shown is never asked for in vain: training would teach that it does not exist.
+    drawn = (_draw_request(rng.choices(TASKS, TASK_WEIGHTS)[0], rng) for _ in itertools.count())
+    other = next(request for request in drawn if not any_held_out(request.kinds))
+    request = rng.choice([parse_prompt(retell(scene, rng)), other])
+    asked = scoring.questions(request.text, "parts")
+    if request.count > 1:
+        return [(asked[0].text, NUMBERS[sum(_is(item, request.kinds[0]) for item in scene.objects)])]
+    found = [[item for item in scene.objects if _is(item, kind)] for kind in request.kinds]
+    answers = [bool(items) for items in found]
+    if request.relation:
+        answers.append(any(relation(one, other) == request.relation for one in found[0] for other in found[1]))
+    return [(question.text, "yes" if true else "no") for question, true in zip(asked, answers, strict=True)]
+
+
+def _is(item: Object, kind: Kind) -> bool:
+    return item.shape == kind[1] and kind[0] in (None, item.color)
+
+
 def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     present = [(item.color, item.shape) for item in scene.objects]
     if rng.random() < 0.5:
         return "exists", f"Is there {phrase(*rng.choice(present))}?", "yes"
-    # Held-out kinds are never asked for in vain: training would teach that they do not exist.
+    # As above: held-out kinds are never asked for in vain.
     absent = [k for k in itertools.product(COLORS, SHAPES) if k not in present and not any_held_out((k,))]
     near = [k for k in absent if any(k[0] == color or k[1] == shape for color, shape in present)]
     return "exists", f"Is there {phrase(*rng.choice(near if rng.random() < 0.5 else absent))}?", "no"

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -23,9 +24,12 @@ from janusflow_core.world.scenes import (
     render,
 )
 from janusflow_core.world.talk import (
+    NUMBERS,
+    PLURALS,
     TASKS,
     Request,
     caption,
+    judged,
     parse_prompt,
     questions,
     retell,
@@ -343,6 +347,36 @@ def test_tasks_without_such_prompts_are_refused(task, held_out):
 def test_captions(things, expected):
     assert caption(things) == expected
     assert judge(render(things), expected)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6))
+def test_a_judge_is_told_what_the_scene_shows(seed):
+    """Of a prompt that the scene fits every answer is the wanted one, of another what the things themselves say."""
+    rng = random.Random(seed)
+    scene = sample_training_example(rng)[2]
+    for question, answer in (pair for _ in range(5) for pair in judged(scene, rng)):
+        if found := re.fullmatch(r"Is there an? (?:(\w+) )?(\w+)\?", question):
+            expected = any(item.shape == found[2] and found[1] in (None, item.color) for item in scene.objects)
+        elif found := re.fullmatch(r"How many (?:(\w+) )?(\w+) are there\?", question):
+            shape = next(shape for shape in SHAPES if PLURALS[shape] == found[2])
+            total = sum(item.shape == shape and found[1] in (None, item.color) for item in scene.objects)
+            assert answer == NUMBERS[total]
+            continue
+        else:
+            thing, place = r"the (?:(\w+) )?(\w+)", "left of|right of|above|below"
+            found = re.fullmatch(rf"Is {thing} ({place}) {thing}\?", question)
+            pairs = [(a, b) for a in scene.objects for b in scene.objects if (a.shape, b.shape) == (found[2], found[5])]
+            pairs = [(a, b) for a, b in pairs if found[1] in (None, a.color) and found[4] in (None, b.color)]
+            expected = any(relation(a, b) == found[3] for a, b in pairs)
+        assert answer == ("yes" if expected else "no"), (question, scene)
+
+
+def test_a_judge_asks_about_what_is_there_and_about_what_is_not():
+    rng = random.Random(0)
+    told = [pair for _ in range(400) for pair in judged(sample_training_example(rng)[2], rng)]
+    yes, no = (sum(answer == which for _, answer in told) for which in ("yes", "no"))
+    assert 0.3 < yes / (yes + no) < 0.8 and len({answer for _, answer in told}) == 7  # five numbers
 
 
 def test_a_scene_is_retold_in_every_way_that_it_fits():
