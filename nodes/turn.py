@@ -21,7 +21,6 @@ class JanusFlowChatTurn(io.ComfyNode):
             category="JanusFlow",
             description="Puts a turn behind a chat, or begins one: what you say and show, or what the model said.",
             search_aliases=["janus chat", "message", "system prompt", "few shot", "conversation", "history"],
-            is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(

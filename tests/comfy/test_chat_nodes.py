@@ -132,7 +132,7 @@ def test_nothing_is_written_over_and_nothing_outside(server):
     chat = turn(graph, "Hello")
     saved(graph, chat, "../../outside")
     assert server.run(graph.prompt).status == "error"
-    assert not list(server.base.parent.rglob("outside*"))
+    assert not [*server.base.parent.glob("outside_*"), *server.base.rglob("outside_*")]
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,11 @@ def test_what_cannot_be_said_is_refused_in_a_sentence(server, uploaded):
     ask(graph, " ", chat=turn(graph, "Yes.", "assistant", turn(graph, "Really?")))
     failure(server, graph, "JanusFlowAsk", "there is nothing to answer")
     graph = Graph()
-    turn(graph, "Look", "assistant", turn(graph, "Show me"), graph.add("LoadImage", image=uploaded[0]))
+    picture = graph.add("LoadImage", image=uploaded[0])
+    saved(graph, turn(graph, "Look", "assistant", turn(graph, "Show me"), picture))
     failure(server, graph, "JanusFlowChatTurn", "Chat Turn got a picture of the assistant")
     graph = Graph()
-    turn(graph, " ")
+    saved(graph, turn(graph, " "))
     failure(server, graph, "JanusFlowChatTurn", "a turn is empty")
     graph = Graph()
     ask(graph, "word " * 1000)
