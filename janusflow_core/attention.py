@@ -56,29 +56,19 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def spread(self, rows: Sequence[int], capacity: int) -> KVCache:
-        """A cache of this capacity with the kept tokens of these rows, each as often as it is named."""
+    def spread(
+        self, rows: Sequence[int], capacity: int, tokens: int | None = None, device: torch.device | None = None
+    ) -> KVCache:
+        """A cache of this capacity with the kept tokens of these rows, each as often as it is named: all of them or
+        the first `tokens`, on the same device or another."""
         wider = KVCache(capacity)
-        wider.length = self.length
+        wider.length = self.length if tokens is None else tokens
         for layer in self.buffers:
-            pair = [part.new_empty(len(rows), part.shape[1], capacity, part.shape[3]) for part in layer]
+            pair = [part.new_empty(len(rows), part.shape[1], capacity, part.shape[3], device=device) for part in layer]
             for new, part in zip(pair, layer, strict=True):
-                new[:, :, : self.length] = part[list(rows), :, : self.length]
+                new[:, :, : wider.length] = part[list(rows), :, : wider.length]
             wider.buffers.append((pair[0], pair[1]))
         return wider
-
-    def begun(self, tokens: int, capacity: int, device: torch.device) -> KVCache:
-        """A cache of this capacity on a device with the first of the kept tokens."""
-        copy = KVCache(capacity)
-        copy.length = tokens
-        for layer in self.buffers if tokens else ():
-            pair = [
-                torch.empty(*part.shape[:2], capacity, part.shape[3], dtype=part.dtype, device=device) for part in layer
-            ]
-            for new, part in zip(pair, layer, strict=True):
-                new[:, :, :tokens] = part[:, :, :tokens]
-            copy.buffers.append((pair[0], pair[1]))
-        return copy
 
     def first(self, rows: int) -> KVCache:
         """The first rows, in the same memory."""

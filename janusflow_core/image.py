@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -150,11 +150,16 @@ def open_as_seen(source: str | PathLike[str], config: ImageConfig) -> Image.Imag
 
 def pictures_below(folder: Path) -> list[Path]:
     """Files in a folder and below it that are called like pictures, by name; nothing that is hidden."""
+    return files_below(folder, SUFFIXES)
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files in a folder and below it with one of these endings in small letters, by name; nothing that is hidden."""
 
     def shown(path: Path) -> bool:
         return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     return sorted(path for path in found if shown(path) and path.is_file())
 
 

@@ -27,18 +27,18 @@ class Recall:
     def begin(self, whose: Hashable, marks: Sequence[Hashable], more: int, device: torch.device) -> KVCache:
         """A cache on a device that holds what a conversation of these `marks`, one a token, has in common with the last
         one of the same weights, but for its last token, with room for the rest and `more`."""
-        known = 0
+        known, room = 0, len(marks) + more
         if whose == self._whose:
             pairs = zip(marks, self._marks, strict=False)
             known = next(
                 (at for at, (new, old) in enumerate(pairs) if new != old), min(len(marks) - 1, len(self._marks))
             )
-        return self._cache.begun(known, len(marks) + more, device)
+        return self._cache.spread([0], room, known, device) if known else KVCache(room)
 
     def keep(self, whose: Hashable, marks: Sequence[Hashable], cache: KVCache, device: torch.device) -> None:
         """Remember a cache that holds the tokens of these `marks` instead of what was."""
         self._whose, self._marks = whose, [*marks]
-        self._cache = cache.begun(cache.length, cache.length, device)
+        self._cache = cache.spread([0], cache.length, device=device)
 
 
 @torch.no_grad()

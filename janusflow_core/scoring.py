@@ -15,9 +15,12 @@ Judging = Literal["parts", "whole", "caption", "both"]
 PLACES = r"(?:to the )?(?:left|right) of|in front of|on top of|next to|above|below|under|behind|beside|on|in"
 BETWEEN = re.compile(rf"([,;.]+|\b(?:{PLACES}|and|with)\b)", re.IGNORECASE)
 OPENING = re.compile(r"^\s*(?:an?|the)?\s*(?:photo|image|picture|painting|drawing)\s+of\s+", re.IGNORECASE)
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-NUMBERS = {str(number): (word, str(number)) for number, word in enumerate(WORDS)}
-SEVERAL = re.compile(rf"({'|'.join(WORDS[2:])}|[2-9]|10)\s+(.+)", re.IGNORECASE)
+WORDS = (  # numbers as a model may write them
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+NUMBERS = {str(number): (word, str(number)) for number, word in enumerate(WORDS[:11])}
+SEVERAL = re.compile(rf"({'|'.join(WORDS[2:11])}|[2-9]|10)\s+(.+)", re.IGNORECASE)
 ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 
 

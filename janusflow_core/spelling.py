@@ -16,12 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .scoring import WORDS
 from .tokenizer import JanusTokenizer
 
-WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-)
 NUMBER = re.compile(r"(?P<sign>-?)(?P<whole>0|[1-9][0-9]*)?(?P<point>\.(?P<part>[0-9]*))?")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,14 +60,22 @@ class Understanding:
         asked, once = self._asked(images, together)
         if on_token is not None and len(asked) != 1:
             raise ValueError("on_token follows one answer: give one picture, or together=True.")
-        stream = self.tokenizer.stream()
-        forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
         options = SamplingOptions(temperature=temperature, top_p=top_p)
         seeds = range(seed, seed + len(asked)) if isinstance(seed, int) else seed
-        answers = self._answers(asked, question, max_new_tokens, options=options, seeds=seeds, on_token=forward)
-        if on_token is not None and (rest := stream.flush()):
-            on_token(rest)
+        with self._words(on_token) as heard:
+            answers = self._answers(asked, question, max_new_tokens, options=options, seeds=seeds, on_token=heard)
         return answers[0] if once else answers
+
+    @contextmanager
+    def _words(self, on_token: Callable[[str], None] | None) -> Iterator[decoding.OnToken | None]:
+        """What hears the ids of one answer and tells its words, at the end those that were held back."""
+        if on_token is None:
+            yield None
+            return
+        stream = self.tokenizer.stream()
+        yield lambda _, token: on_token(stream.push(token))
+        if rest := stream.flush():
+            on_token(rest)
 
     def _answers(
         self,
@@ -226,24 +235,21 @@ class Understanding:
         """
         ids = self.tokenizer.conversation_ids(chat.prompt(self.tokenizer), len(chat.pictures))
         self.model.config.language.check_conversation(len(ids), max_new_tokens)
-        stream = self.tokenizer.stream()
-        forward = None if on_token is None else (lambda _, token: on_token(stream.push(token)))
-        text = go_on(
-            self.recall,
-            self.dtype,
-            marks(ids, chat.pictures, self.tokenizer),
-            lambda known: self._embedded_after(known, ids, chat.pictures),
-            (self.model.language_model.model, self.model.logits, self.model.encode_prompt),
-            eos=self.tokenizer.eos_id,
-            max_new_tokens=max_new_tokens,
-            options=SamplingOptions(temperature=temperature, top_p=top_p),
-            seeds=[seed],
-            on_token=forward,
-            device=self.device,
-            fixed=self.device.type == "cuda",
-        )
-        if on_token is not None and (rest := stream.flush()):
-            on_token(rest)
+        with self._words(on_token) as heard:
+            text = go_on(
+                self.recall,
+                self.dtype,
+                marks(ids, chat.pictures, self.tokenizer),
+                lambda known: self._embedded_after(known, ids, chat.pictures),
+                (self.model.language_model.model, self.model.logits, self.model.encode_prompt),
+                eos=self.tokenizer.eos_id,
+                max_new_tokens=max_new_tokens,
+                options=SamplingOptions(temperature=temperature, top_p=top_p),
+                seeds=[seed],
+                on_token=heard,
+                device=self.device,
+                fixed=self.device.type == "cuda",
+            )
         return chat.replied(self.tokenizer.decode(text))
 
     def _embedded_after(self, known: int, ids: Sequence[int], pictures: Sequence[Picture]) -> Tensor:

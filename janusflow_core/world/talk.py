@@ -26,7 +26,7 @@ TASK_WEIGHTS = (8, 12, 20, 15, 20, 25)  # binding attributes and places to two t
 DRAWN_WEIGHTS = (4, 6, 20, 30, 22, 18)  # two things whose colors no word ties to them are drawn right last
 PREFIXES = ("", "a photo of ", "an image of ", "a picture of ")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-NUMBERS = ("zero", "one", "two", "three", "four")
+NUMBERS = scoring.WORDS[:5]
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
 from ...janusflow_core.config import read_text
-from ...janusflow_core.image import SUFFIXES
+from ...janusflow_core.image import SUFFIXES, files_below
 from ...janusflow_core.lora import BUNDLED as BUNDLED_LORAS
 from ...janusflow_core.partial import PARTIAL
 from ...janusflow_core.weights import PICKLE_SUFFIXES, SAFE_SUFFIXES
@@ -70,16 +70,12 @@ def _subfolders(root: str) -> dict[str, bool]:
 
 def chat_files() -> list[str]:
     """JSON files in ComfyUI's input folder and below it, then in its output folder."""
-    inputs, outputs = (
-        _below(root(), ".json") for root in (folder_paths.get_input_directory, folder_paths.get_output_directory)
-    )
-    return inputs + [f"{name} [output]" for name in outputs]
-
-
-def _below(root: str, suffix: str) -> list[str]:
-    """Names of the files with this suffix below a folder, none of them hidden."""
-    found = (path.relative_to(root) for path in Path(root).rglob(f"*{suffix}") if path.is_file())
-    return sorted(path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    roots = {folder_paths.get_input_directory(): "", folder_paths.get_output_directory(): " [output]"}
+    return [
+        f"{path.relative_to(root).as_posix()}{mark}"
+        for root, mark in roots.items()
+        for path in files_below(Path(root), [".json"])
+    ]
 
 
 def read_chat(name: str) -> str:

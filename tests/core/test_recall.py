@@ -56,8 +56,8 @@ def test_what_it_holds_is_its_own_and_no_larger_than_it_must_be():
 
 def test_a_cache_is_moved_where_it_is_computed():
     cache = read([1, 2, 3], KVCache(5))
-    there = cache.begun(2, 4, torch.device("meta"))
+    there = cache.spread([0], 4, 2, torch.device("meta"))
     assert there.length == 2 and there.capacity == 4 and there.buffers[0][0].device.type == "meta"
-    assert cache.begun(0, 4, CPU).buffers == []
+    assert Recall().begin("", [1], 3, CPU).buffers == []
     with pytest.raises(IndexError):
-        cache.begun(2, 4, CPU).buffers[LAYERS]
+        cache.spread([0], 4, 2).buffers[LAYERS]
