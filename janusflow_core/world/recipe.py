@@ -254,8 +254,11 @@ def _process(number: int, processes: int, meeting: str, *settings: Any) -> None:
     dist.init_process_group("gloo", meeting_point, timedelta(hours=2), world_size=processes, rank=number)
     try:
         _stages(*settings)
+        wait_for_all()
     finally:
         dist.destroy_process_group()
+    logging.shutdown()
+    os._exit(0)  # the interpreter's own way out sometimes aborts over threads that are still there, with all work done
 
 
 def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes: bool, rate: float | None) -> None:
