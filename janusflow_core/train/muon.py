@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,11 +26,26 @@ def orthogonalised(g: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal, for matrices (Jordan et al., 2024): torch.optim.Muon without weight decay."""
+def all_orthogonalised(stacks: list[Tensor]) -> list[Tensor]:
+    """Each of some stacks orthogonalised: one function, so that a GPU may take all of it as one order."""
+    return [orthogonalised(stack) for stack in stacks]
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, made orthogonal, for matrices (Jordan et al., 2024): torch.optim.Muon without weight decay.
+
+    `compiled` may be torch.compile or the like.
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        compiled: Callable[[Any], Any] = lambda function: function,
+    ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
+        self._orthogonalised = compiled(all_orthogonalised)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -40,10 +55,11 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     of_shape.setdefault(weight.shape, []).append(weight)
-            for shape, weights in of_shape.items():
+            stacks = [self._directions(weights, group["momentum"]) for weights in of_shape.values()]
+            found = self._orthogonalised(stacks) if stacks else []
+            for (shape, weights), directions in zip(of_shape.items(), found, strict=True):
                 rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
-                directions = orthogonalised(self._directions(weights, group["momentum"])).to(weights[0].dtype)
-                for weight, direction in zip(weights, directions, strict=True):
+                for weight, direction in zip(weights, directions.to(weights[0].dtype), strict=True):
                     weight.add_(direction, alpha=-rate)
 
     def _directions(self, weights: list[nn.Parameter], momentum: float) -> Tensor:

@@ -63,7 +63,8 @@ def is_hidden(name: str) -> bool:
 class Optimizer:
     """AdamW, with Muon for the hidden matrices and convolutions (flattened) that `muon` chooses by name.
 
-    With `eight_bit` AdamW keeps its momenta in eight bits, which needs bitsandbytes.
+    With `eight_bit` AdamW keeps its momenta in eight bits, which needs bitsandbytes. `compiled` may be torch.compile or
+    the like; it gets most of Muon's work.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Optimizer:
         adam_lr: float = 2e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         eight_bit: bool = False,
+        compiled: Callable[[Any], Any] = lambda function: function,
     ) -> None:
         named = list(named)
         self.parameters = [p for _, p in named]
@@ -84,7 +86,7 @@ class Optimizer:
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.parts: dict[str, torch.optim.Optimizer] = {"adam": adam(rest, lr=adam_lr, betas=betas, weight_decay=0.0)}
         if self.views:
-            self.parts["muon"] = Muon(self.views, lr=muon_lr)
+            self.parts["muon"] = Muon(self.views, lr=muon_lr, compiled=compiled)
         self.rates = {"adam": adam_lr, "muon": muon_lr}
 
     def step(self, factor: float) -> None:

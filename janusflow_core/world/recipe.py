@@ -140,7 +140,8 @@ def train_joint(
     model.vision_und_enc_model.requires_grad_(False)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     everything = {**trained, **dict(projector.named_parameters("projector"))}
-    state, optimizer = out.with_name("joint.state.safetensors"), Optimizer(everything.items(), is_hidden)
+    state = out.with_name("joint.state.safetensors")
+    optimizer = Optimizer(everything.items(), is_hidden, compiled=machine.recorded)
     stage = Stage("joint", state, everything, optimizer, WEIGHTS, lambda part, step: peak * schedule(part, step, 0.3))
     drawing = drawing_config(vae) if rank() == 0 else DrawingConfig()
     draw, ask = (count // world() * machine.times for count in (DRAWN, asked))

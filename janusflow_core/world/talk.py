@@ -27,6 +27,8 @@ DRAWN_WEIGHTS = (4, 6, 20, 30, 22, 18)  # two things whose colors no word ties t
 PREFIXES = ("", "a photo of ", "an image of ", "a picture of ")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NUMBERS = scoring.WORDS[:5]
+# What is never shown is never asked for in vain: training would teach that it does not exist.
+SHOWN = [kind for kind in itertools.product(COLORS, SHAPES) if not any_held_out((kind,))]
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 
 
@@ -180,7 +182,6 @@ def judged(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
 
     Raises like `caption`.
     """
-    # What is never shown is never asked for in vain: training would teach that it does not exist.
     drawn = (_draw_request(rng.choices(TASKS, TASK_WEIGHTS)[0], rng) for _ in itertools.count())
     other = next(request for request in drawn if not any_held_out(request.kinds))
     request = rng.choice([parse_prompt(retell(scene, rng)), other])
@@ -202,9 +203,9 @@ def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, str, str]:
     present = [(item.color, item.shape) for item in scene.objects]
     if rng.random() < 0.5:
         return "exists", f"Is there {phrase(*rng.choice(present))}?", "yes"
-    # As above: held-out kinds are never asked for in vain.
-    absent = [k for k in itertools.product(COLORS, SHAPES) if k not in present and not any_held_out((k,))]
-    near = [k for k in absent if any(k[0] == color or k[1] == shape for color, shape in present)]
+    colors, shapes = {item.color for item in scene.objects}, {item.shape for item in scene.objects}
+    absent = [kind for kind in SHOWN if kind not in present]
+    near = [(color, shape) for color, shape in absent if color in colors or shape in shapes]
     return "exists", f"Is there {phrase(*rng.choice(near if rng.random() < 0.5 else absent))}?", "no"
 
 

@@ -49,7 +49,12 @@ def test_muon_by_stacks_is_torchs_muon():
     generator = torch.Generator().manual_seed(0)
     mine = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     theirs = [nn.Parameter(weight.detach().clone()) for weight in mine]
-    optimizers = Muon(mine, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)
+    calls = []
+
+    def noting(function):
+        return lambda stacks: calls.append(len(stacks)) or function(stacks)
+
+    optimizers = Muon(mine, lr=0.02, compiled=noting), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)
     start = [weight.detach().clone() for weight in mine]
     for _ in range(5):
         for one, other in zip(mine[:-1], theirs[:-1], strict=True):
@@ -61,6 +66,7 @@ def test_muon_by_stacks_is_torchs_muon():
         moved = (other - before).norm()
         assert (one - other).norm() <= 0.01 * moved  # both in bfloat16, summed in another order
     assert torch.equal(mine[-1], start[-1]) and not torch.equal(mine[0], start[0])
+    assert calls == [3] * 5  # all stacks of a step in one call, for one order to a GPU
 
 
 def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped():
