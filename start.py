@@ -18,6 +18,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "janusflow-installed.json"
 TORCH = os.environ.get("JANUSFLOW_TORCH", "torch==2.12.1 torchvision==0.27.1 torchaudio==2.11.0")
 RUNS = {"demo": ["janusflow_core.cli", "demo"], "test": ["pytest"]}
+ALL = {"test": ["-n", "2", "--dist", "worksteal"]}  # arguments where none are given: all tests, in two processes
 
 
 def stage(name: str, command: list) -> str:
@@ -80,7 +81,7 @@ def main() -> None:
     if not installed():
         print("The first time this downloads about 3 GB and takes some minutes.")
     env = {**os.environ, "COMFYUI_PATH": str(prepare(run))}
-    command = [str(PYTHON), "-m", *RUNS[run], *rest]
+    command = [str(PYTHON), "-m", *RUNS[run], *(rest or ALL.get(run, []))]
     os.chdir(ROOT)
     if os.name == "nt":  # where exec gives the prompt back before the program ends
         sys.exit(subprocess.call(command, env=env))
