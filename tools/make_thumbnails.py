@@ -19,7 +19,7 @@ from janusflow_core.host.workflow import convert_workflow, shown
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORKFLOWS = CHECKOUT / "workflows"
 HANDOFF = {"JanusFlow to SDXL": ("JanusFlow", "SDXL"), "JanusFlow from SDXL": ("SDXL", "JanusFlow")}
-BESIDE = {"JanusFlow best of four": 4}  # of its pictures; elsewhere all, where they are two
+CHOOSING = ("JanusFlow best of four",)  # shown are the pictures that one node shows; elsewhere all, where they are two
 SIDE, STRIP, LETTER = 512, 96, 28  # pixels: the square, the words under the picture, their height
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,11 @@ def run(server: Server, path: Path) -> tuple[Image.Image, str]:
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
     words = [text for text in shown(api, result, ["PreviewAny"], "text") if not text.isdigit()]
-    pictures = [Image.open(server.output_path(image)).convert("RGB") for image in result.images]
-    several = pictures[-BESIDE.get(path.stem, len(pictures)) :]
-    picture = in_pairs(several) if len(several) in (2, 4) else pictures[0]
+    saved = result.images
+    if path.stem in CHOOSING:
+        saved = max((output.get("images", []) for output in result.outputs.values()), key=len)
+    pictures = [Image.open(server.output_path(image)).convert("RGB") for image in saved]
+    picture = in_pairs(pictures) if len(pictures) in (2, 4) else pictures[0]
     return picture, words[0].splitlines()[0] if words else ""
 
 

@@ -166,16 +166,16 @@ TEXTS = ("three green stars", "a yellow heart")
 def solutions() -> list[Tensor]:
     """Where the flow of each prompt leads, solved finely."""
     fine = {"steps": 200, "guidance": 2.5, "solver": "heun", "output": "latent"}
-    return [tiny().generate(text, seed=SEED + row, **fine) for row, text in enumerate(TEXTS)]
+    return [tiny().generate(text, seed=SEED, **fine) for text in TEXTS]
 
 
 def drawn_by(server, sampler: str, scheduler: str = "simple") -> list[Tensor]:
     graph = Graph()
     loaded = graph.load()
     nodes = []
-    for row, text in enumerate(TEXTS):
+    for text in TEXTS:
         encoded, how = graph.encode(loaded, text), {"sampler_name": sampler, "scheduler": scheduler}
-        nodes.append(graph.ksampler(loaded, encoded[0], encoded[1], seed=SEED + row, steps=20, cfg=2.5, **how))
+        nodes.append(graph.ksampler(loaded, encoded[0], encoded[1], seed=SEED, steps=20, cfg=2.5, **how))
     return graph.latents(server, *nodes)
 
 
@@ -204,7 +204,7 @@ def test_other_samplers_draw_something_whole(server, solutions, sampler):
         assert found.isfinite().all() and 0.5 * solution.std() < found.std() < 2 * solution.std()
 
 
-@pytest.mark.parametrize(("scheduler", "near"), [*((name, 0.12) for name in EVEN), *((name, 0.4) for name in BENT[:3])])
+@pytest.mark.parametrize(("scheduler", "near"), [*((name, 0.12) for name in EVEN), *((name, 0.2) for name in BENT[:3])])
 def test_schedulers_that_keep_the_flows_time_draw_its_picture(server, solutions, scheduler, near):
     found = drawn_by(server, "euler", scheduler)
     assert sum(map(relative, found, solutions)) / len(TEXTS) <= near
@@ -214,7 +214,7 @@ def test_schedulers_that_keep_the_flows_time_draw_its_picture(server, solutions,
 @pytest.mark.parametrize("scheduler", BENT[3:])
 def test_schedulers_of_diffusion_models_miss_it(server, solutions, scheduler):
     found = drawn_by(server, "euler", scheduler)
-    assert sum(map(relative, found, solutions)) / len(TEXTS) > 0.4
+    assert sum(map(relative, found, solutions)) / len(TEXTS) > 0.3
 
 
 # --- guiders and samplers ---------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ def test_easy_cache_skips_evaluations_and_draws_nearly_the_same(server):
         server, *(graph.ksampler(model, encoded[0], encoded[1], steps=30) for model in (loaded, cached))
     )
     (skipped,) = re.findall(r"EasyCache - skipped (\d+)/30 steps", server.log())
-    assert 10 <= int(skipped) <= 25 and 1e-4 < relative(found, plain) < 0.1
+    assert 10 <= int(skipped) <= 25 and 1e-4 < relative(found, plain) < 0.2
     assert judge(from_tensor(tiny().codec.decode(found).permute(0, 2, 3, 1))[0], PROMPT)
 
 

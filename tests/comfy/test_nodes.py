@@ -397,7 +397,7 @@ def test_both_decoders_give_the_library_s_pictures(server):
     ours = graph.add("JanusFlowVAEDecode", samples=sampled, vae=loaded[2], longest_side=0)
     first, second = graph.pictures(server, native, ours)
     expected = tiny().generate(PROMPT, steps=4, guidance=2.0, seed=7, num_images=2, output="pixels")
-    assert torch.equal(first, second) and (first - expected).abs().max() <= 1.01 / 255
+    assert torch.equal(first, second) and (first - expected).abs().max() <= 1.1 / 255
 
 
 def test_a_picture_survives_the_embedded_vae(server, uploaded):
@@ -480,7 +480,7 @@ def test_an_sdxl_vae_decodes_in_both_namings(server, sdxl_vaes):
     path = server.base / "models" / "vae" / sdxl_vaes[0]
     expected = LatentCodec(load_vae_files(path)).decode(drawn(golden.pipeline(), steps=2, width=32, height=16))
     assert first.shape == (1, 3, 16, 32) and torch.equal(first, second)
-    assert (first - expected).abs().max() <= 1.01 / 255 and first.std() > 0.01
+    assert (first - expected).abs().max() <= 1.1 / 255 and first.std() > 0.01
 
 
 # --- loading ----------------------------------------------------------------------------------------------------
@@ -503,7 +503,9 @@ def test_weights_are_kept_in_the_dtype_that_was_chosen(server):
     graph = Graph()
     kinds = ("fp32", "bf16", "fp8_e4m3fn", "default")
     loaded = [graph.load(weight_dtype=kind) for kind in kinds]
-    exact, half, quarter, default = graph.latents(server, *(graph.flow(one, graph.encode(one)) for one in loaded))
+    # One step: what weights change in the velocity, of more steps two pictures may come.
+    drawn = (graph.flow(one, graph.encode(one), steps=1) for one in loaded)
+    exact, half, quarter, default = graph.latents(server, *drawn)
     assert torch.equal(default, exact) or torch.equal(default, half)
     assert relative(half, exact) < 0.05 and 1e-3 < relative(quarter, exact) < 0.5
 

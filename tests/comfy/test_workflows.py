@@ -222,14 +222,14 @@ def test_fine_tuning_teaches_a_name(run, server):
 
 
 def test_captioning_and_training_teach_a_word_for_a_thing(run):
-    """Before, `a red valentine` is nothing; after, it is a heart, and red though no picture to learn from was."""
+    """Before, `a red valentine` is no heart; after, it is one, and red though no picture to learn from was."""
     done = run(CAPTION_AND_TRAIN)
     assert all(" valentine" in words and "red" not in words for words in done.words), done.words
     learnt = []
     for path in done.pictures:
         with Image.open(path) as picture:
             before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
-        assert things_in(before) == []
+        assert not any(shape == "heart" for _, shape in things_in(before))
         learnt.append(judge(after, "a red heart"))
     assert sum(learnt) >= 2, learnt
 
