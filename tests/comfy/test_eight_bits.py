@@ -32,9 +32,6 @@ def kind(request, pack):
     return request.param
 
 
-# Pictures of one step below: what weights change in the velocity; of more steps two pictures may come.
-
-
 def load(pack, name, weight_dtype="default", vae="none"):
     return pack.node("load")(f"{name}.safetensors", vae, weight_dtype)
 
@@ -62,7 +59,7 @@ def test_it_draws_and_speaks_as_its_weights_in_bf16_do(pack, kind, monkeypatch):
     monkeypatch.setattr(compat, "best_dtype", lambda device: torch.float32)
     packed, plain = load(pack, kind), load(pack, kind, "fp32")
     assert packed[0].model.get_dtype_inference() == torch.float32
-    pictured = draw(pack, *packed[:2], steps=1)
+    pictured = draw(pack, *packed[:2], steps=1)  # its velocity: of more steps another picture may come
     assert relative(pictured, draw(pack, *plain[:2], steps=1)) <= {"fp8": 1e-5, "int8": 0.02}[kind]
     assert write(packed[1]) == write(plain[1])
     assert 1e-3 < relative(pictured, draw(pack, *pack.tiny[:2], steps=1)) < {"fp8": 0.3, "int8": 0.1}[kind]
