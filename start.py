@@ -71,6 +71,11 @@ def prepare(run: str) -> Path:
     return comfyui
 
 
+def arguments(run: str, given: list) -> list:
+    """What Python is to run: the given arguments, or those for all of it."""
+    return ["-m", *RUNS[run], *(given or ALL.get(run, []))]
+
+
 def main() -> None:
     """Prepares the environment, then becomes the demo or the tests."""
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 is, it gets a sentence
@@ -81,7 +86,7 @@ def main() -> None:
     if not installed():
         print("The first time this downloads about 3 GB and takes some minutes.")
     env = {**os.environ, "COMFYUI_PATH": str(prepare(run))}
-    command = [str(PYTHON), "-m", *RUNS[run], *(rest or ALL.get(run, []))]
+    command = [str(PYTHON), *arguments(run, rest)]
     os.chdir(ROOT)
     if os.name == "nt":  # where exec gives the prompt back before the program ends
         sys.exit(subprocess.call(command, env=env))

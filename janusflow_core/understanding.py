@@ -217,7 +217,6 @@ class Understanding:
                 backbone, model.logits, model.encode_prompt, prompt, real, options, eos=self.tokenizer.eos_id
             )
 
-    @torch.no_grad()
     def reply(
         self,
         chat: Chat,

@@ -46,6 +46,9 @@ def test_the_readme_begins_with_the_two_commands():
     start = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(start)
     assert set(start.RUNS) == {"demo", "test"}
+    assert start.arguments("test", []) == ["-m", "pytest", "-n", "2", "--dist", "worksteal"]
+    assert start.arguments("test", ["-x"]) == ["-m", "pytest", "-x"]
+    assert start.arguments("demo", []) == ["-m", "janusflow_core.cli", "demo"]
 
 
 def test_the_readme_holds_no_gaps():

@@ -19,7 +19,6 @@ from janusflow_core.host.workflow import convert_workflow, shown
 CHECKOUT = Path(__file__).resolve().parents[1]
 WORKFLOWS = CHECKOUT / "workflows"
 HANDOFF = {"JanusFlow to SDXL": ("JanusFlow", "SDXL"), "JanusFlow from SDXL": ("SDXL", "JanusFlow")}
-CHOOSING = ("JanusFlow best of four",)  # shown are the pictures that one node shows; elsewhere all, where they are two
 SIDE, STRIP, LETTER = 512, 96, 28  # pixels: the square, the words under the picture, their height
 
 logger = logging.getLogger(__name__)
@@ -46,10 +45,9 @@ def run(server: Server, path: Path) -> tuple[Image.Image, str]:
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
     words = [text for text in shown(api, result, ["PreviewAny"], "text") if not text.isdigit()]
-    saved = result.images
-    if path.stem in CHOOSING:
-        saved = max((output.get("images", []) for output in result.outputs.values()), key=len)
-    pictures = [Image.open(server.output_path(image)).convert("RGB") for image in saved]
+    most = max((output.get("images", []) for output in result.outputs.values()), key=len)
+    several = most if len(most) > 1 else result.images  # of one node that shows a batch, else of all
+    pictures = [Image.open(server.output_path(image)).convert("RGB") for image in several]
     picture = in_pairs(pictures) if len(pictures) in (2, 4) else pictures[0]
     return picture, words[0].splitlines()[0] if words else ""
 

@@ -6,9 +6,10 @@ B batch, T tokens. The questions share the picture's common beginning (segment 0
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor
 from ..tokenizer import ASSISTANT, USER, JanusTokenizer, Message
 from .losses import IGNORE
 
-Exchange = tuple[list[int], list[int], list[int]]
-# The same is asked again and again; what a tokenizer made of it goes with the tokenizer.
-_exchanges: WeakKeyDictionary[JanusTokenizer, dict[tuple[str, str, bool], Exchange]] = WeakKeyDictionary()
+T = TypeVar("T")
+_made: WeakKeyDictionary[JanusTokenizer, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,14 @@ class Packed:
         return replace(self, **{name: value.to(device) for name, value in held if isinstance(value, Tensor)})
 
 
+def remembered(make: Callable[..., T], tokenizer: JanusTokenizer, *told: Hashable) -> T:
+    """`make(tokenizer, *told)`, made once of what is told again and again; it goes with the tokenizer."""
+    made, key = _made.setdefault(tokenizer, {}), (make, *told)
+    if key not in made:
+        made[key] = make(tokenizer, *told)
+    return made[key]
+
+
 def conversation(
     tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]], turns: Sequence[int] | None = None
 ) -> Conversation:
@@ -61,7 +69,7 @@ def conversation(
     start, segments, labels = [], [], []
     beginnings = {0, *accumulate(turns or [1] * len(asked))}
     for number, (question, answer) in enumerate(asked):
-        beginning, rest, reply = _exchange(tokenizer, question, answer, number in beginnings)
+        beginning, rest, reply = remembered(_exchange, tokenizer, question, answer, number in beginnings)
         if number in beginnings:
             start = [*beginning]
             segments.append([])
@@ -72,20 +80,19 @@ def conversation(
     return Conversation(start, segments, labels)
 
 
-def _exchange(tokenizer: JanusTokenizer, question: str, answer: str, begins: bool) -> Exchange:
+def _exchange(
+    tokenizer: JanusTokenizer, question: str, answer: str, begins: bool
+) -> tuple[list[int], list[int], list[int]]:
     """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer.
 
     One that does not begin a chat stands behind the answer before, without picture.
     """
-    known, told = _exchanges.setdefault(tokenizer, {}), (question, answer, begins)
-    if told not in known:
-        if begins:
-            ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
-        else:
-            ids = tokenizer.encode(tokenizer.chat([Message(USER, question), Message(ASSISTANT, "")]), bos=False)
-        split = ids.index(tokenizer.image_end_id) + 1 if begins else 0
-        known[told] = ids[:split], ids[split:], [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
-    return known[told]
+    if begins:
+        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+    else:
+        ids = tokenizer.encode(tokenizer.chat([Message(USER, question), Message(ASSISTANT, "")]), bos=False)
+    split = ids.index(tokenizer.image_end_id) + 1 if begins else 0
+    return ids[:split], ids[split:], [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
 
 
 def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 0) -> Packed:

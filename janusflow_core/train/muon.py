@@ -56,8 +56,8 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     of_shape.setdefault(weight.shape, []).append(weight)
             stacks = [self._directions(weights, group["momentum"]) for weights in of_shape.values()]
-            found = self._orthogonalised(stacks) if stacks else []
-            for (shape, weights), directions in zip(of_shape.items(), found, strict=True):
+            found = zip(of_shape.items(), self._orthogonalised(stacks), strict=True)
+            for (shape, weights), directions in found:
                 rate = group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1]))
                 for weight, direction in zip(weights, directions.to(weights[0].dtype), strict=True):
                     weight.add_(direction, alpha=-rate)

@@ -24,8 +24,7 @@ def judge(image: np.ndarray | Image.Image, prompt: str) -> bool:
     request, found = parse_prompt(prompt), detect(image)
     asked = request.kinds * request.count
     for order in itertools.permutations(found) if len(found) == len(asked) else ():
-        pairs = zip(order, asked, strict=True)
-        fits = all(item.shape == shape and color in (None, item.color) for item, (color, shape) in pairs)
+        fits = all(item.is_a(kind) for item, kind in zip(order, asked, strict=True))
         if fits and request.relation in (None, relation(order[0], order[-1])):
             return True
     return False

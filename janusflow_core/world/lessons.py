@@ -9,14 +9,13 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..model import JanusFlow, Prefix
 from ..tokenizer import JanusTokenizer
-from ..train.data import Packed, conversation, pack, padded
+from ..train.data import Packed, conversation, pack, padded, remembered
 from ..train.loop import streams
 from . import talk
 from .library import Example
@@ -24,8 +23,6 @@ from .library import Example
 QUESTIONS = 8  # about one picture
 TURNS = (1, 1, 2, 3)  # that a chat may have
 PROMPT_TOKENS, CONVERSATION_TOKENS = 20, 224  # the longest, so that shapes are fixed and compiled once
-# The same is asked for again and again; what a tokenizer made of it goes with the tokenizer.
-_known: WeakKeyDictionary[JanusTokenizer, dict[str, list[int]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -82,9 +79,8 @@ def prompt_for(example: Example, rng: random.Random) -> str:
 
 def prompts_to_draw(examples: Sequence[Example], tokenizer: JanusTokenizer, rng: random.Random) -> Prompts:
     """Prompts for some scenes at the fixed length, every tenth dropped to BOS as inference drops it."""
-    known = _known.setdefault(tokenizer, {})
-    texts = [prompt_for(example, rng) for example in examples]
-    ids = [known.get(text) or known.setdefault(text, tokenizer.generation_ids(text)) for text in texts]
+    texts = (prompt_for(example, rng) for example in examples)
+    ids = [remembered(JanusTokenizer.generation_ids, tokenizer, text) for text in texts]
     kept = [row if rng.random() >= 0.1 else row[:1] for row in ids]
     return Prompts(padded(kept, tokenizer.pad_id, PROMPT_TOKENS), [len(row) for row in kept], [len(row) for row in ids])
 

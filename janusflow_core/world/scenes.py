@@ -40,6 +40,10 @@ class Object:
     radius: float
     rgb: tuple[int, int, int]
 
+    def is_a(self, kind: Kind) -> bool:
+        """Whether it is a thing of this kind, whose color may be open."""
+        return self.shape == kind[1] and kind[0] in (None, self.color)
+
 
 @dataclass(frozen=True)
 class Scene:

@@ -187,16 +187,12 @@ def judged(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     request = rng.choice([parse_prompt(retell(scene, rng)), other])
     asked = scoring.questions(request.text, "parts")
     if request.count > 1:
-        return [(asked[0].text, NUMBERS[sum(_is(item, request.kinds[0]) for item in scene.objects)])]
-    found = [[item for item in scene.objects if _is(item, kind)] for kind in request.kinds]
+        return [(asked[0].text, NUMBERS[sum(item.is_a(request.kinds[0]) for item in scene.objects)])]
+    found = [[item for item in scene.objects if item.is_a(kind)] for kind in request.kinds]
     answers = [bool(items) for items in found]
     if request.relation:
         answers.append(any(relation(one, other) == request.relation for one in found[0] for other in found[1]))
     return [(question.text, "yes" if true else "no") for question, true in zip(asked, answers, strict=True)]
-
-
-def _is(item: Object, kind: Kind) -> bool:
-    return item.shape == kind[1] and kind[0] in (None, item.color)
 
 
 def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, str, str]:

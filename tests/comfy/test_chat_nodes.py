@@ -20,14 +20,12 @@ GREEDY = {"mode": "greedy", "max_new_tokens": 24}
 LOOK, COUNT, SHAPE = "Describe the image.", "How many objects are there?", "What shape is the green object?"
 
 
-def ask(graph: Graph, question: str, chat=None, image=None, **inputs):
-    links = {name: value for name, value in (("chat", chat), ("image", image)) if value is not None}
-    return graph.add("JanusFlowAsk", clip=graph.load(TINY)[1], question=question, **links, **{**GREEDY, **inputs})
+def ask(graph: Graph, question: str, **inputs):
+    return graph.add("JanusFlowAsk", clip=graph.load(TINY)[1], question=question, **{**GREEDY, **inputs})
 
 
-def turn(graph: Graph, text: str, role: str = "user", chat=None, image=None, **inputs):
-    links = {name: value for name, value in (("chat", chat), ("image", image)) if value is not None}
-    return graph.add("JanusFlowChatTurn", text=text, role=role, **links, **{"system": SYSTEM_PROMPT, **inputs})
+def turn(graph: Graph, text: str, role: str = "user", **inputs):
+    return graph.add("JanusFlowChatTurn", text=text, role=role, **{"system": SYSTEM_PROMPT, **inputs})
 
 
 def saved(graph: Graph, chat, prefix: str = "chats/test"):
@@ -52,7 +50,7 @@ def test_turns_by_hand_are_the_librarys(server, uploaded):
     graph = Graph()
     images = [graph.add("LoadImage", image=name) for name in uploaded]
     chat = turn(graph, LOOK, image=images[0], system="")
-    chat = turn(graph, "a circle", "assistant", chat)
+    chat = turn(graph, "a circle", "assistant", chat=chat)
     chat = turn(graph, "", chat=chat, image=images[1])
     both = turn(graph, LOOK, chat=chat)
     (told, whole) = graph.texts(server, ask(graph, "", chat=both), saved(graph, ask(graph, LOOK, chat=chat)[1]))
@@ -120,8 +118,6 @@ def test_a_file_that_changed_is_read_again(server):
 
 
 def test_nothing_is_written_over_and_nothing_outside(server):
-    graph = Graph()
-    chat = turn(graph, "Hello")
     for number in range(2):
         graph = Graph()
         graph.texts(server, saved(graph, turn(graph, f"Hello {number}"), "greeting"))
@@ -158,11 +154,11 @@ def test_what_cannot_be_said_is_refused_in_a_sentence(server, uploaded):
     saved(graph, graph.add("JanusFlowLoadChat", file="none"))
     failure(server, graph, "JanusFlowLoadChat", "Load Chat has nothing to load")
     graph = Graph()
-    ask(graph, " ", chat=turn(graph, "Yes.", "assistant", turn(graph, "Really?")))
+    ask(graph, " ", chat=turn(graph, "Yes.", "assistant", chat=turn(graph, "Really?")))
     failure(server, graph, "JanusFlowAsk", "there is nothing to answer")
     graph = Graph()
     picture = graph.add("LoadImage", image=uploaded[0])
-    saved(graph, turn(graph, "Look", "assistant", turn(graph, "Show me"), picture))
+    saved(graph, turn(graph, "Look", "assistant", chat=turn(graph, "Show me"), image=picture))
     failure(server, graph, "JanusFlowChatTurn", "Chat Turn got a picture of the assistant")
     graph = Graph()
     saved(graph, turn(graph, " "))

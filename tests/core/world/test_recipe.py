@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,15 @@ def noted(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[Any]:
     return makers
 
 
+def last_stage_changed(before: dict, after: dict) -> bool:
+    """Whether the last stage changed anything in a checkpoint: of few steps only small weights show it in bfloat16."""
+    return any(
+        not torch.equal(weight, after[name])
+        for name, weight in before.items()
+        if not name.startswith("vision_und_enc_model.")
+    )
+
+
 def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path, monkeypatch):
     before = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu", dtype=torch.float32)
     sights, written = noted(monkeypatch, eyes), noted(monkeypatch, recipe)
@@ -150,6 +160,9 @@ def test_training_goes_on_from_a_checkpoint_whose_vae_stays(tmp_path, monkeypatc
     for name, now in ((drawn, state[f"trained.{drawn}"]), (eyes_of, after.model.state_dict()[eyes_of])):
         moved = before.model.state_dict()[name].flatten(), now.flatten()
         assert not torch.equal(*moved) and torch.nn.functional.cosine_similarity(*moved, dim=0) > 0.9, name
+    stored = before.model.state_dict()[drawn].flatten(), after.model.state_dict()[drawn].flatten()
+    assert torch.nn.functional.cosine_similarity(*stored, dim=0) > 0.9
+    assert last_stage_changed(before.model.state_dict(), after.model.state_dict())
     # Both stages see what follows from the weights that they began with, not again what made those.
     model = before.model
     assert [one.seed for one in sights] == [f"1000000/{library.fingerprint(model.vision_und_enc_model)}"]
@@ -162,6 +175,7 @@ def test_eyes_that_see_well_enough_are_left_alone(tmp_path):
     before, after = (load_model(open_checkpoint(name)).state_dict() for name in ("janusflow-tiny", path))
     same = {name for name, weight in before.items() if torch.equal(weight, after[name])}
     assert same >= {name for name in before if name.startswith("vision_und_enc_model.")}
+    assert last_stage_changed(before, after)
     state, head = load_file(tmp_path / "joint.state.safetensors"), "language_model.lm_head.weight"
     assert not torch.equal(before[head].float(), state[f"trained.{head}"])
 
@@ -228,6 +242,15 @@ def test_every_prompt_and_conversation_fits_its_fixed_length(tokenizer):
     for ids, length, whole, gone in zip(prompts.ids, prompts.lengths, prompts.whole, dropped, strict=True):
         assert gone or length == whole
         assert (ids[length:] == tokenizer.pad_id).all()
+
+
+def test_every_prompt_is_one_that_its_scene_fits(tokenizer):
+    examples = library.draw_examples(6, 300)
+    prompts = lessons.prompts_to_draw(examples, tokenizer, random.Random(2))
+    rows = zip(prompts.ids.tolist(), prompts.lengths, examples, strict=True)
+    for ids, (_, scene) in ((ids[:length], example) for ids, length, example in rows if length > 1):
+        found = re.fullmatch("User: (.*)\n\nAssistant:", tokenizer.decode(ids))
+        assert talk.tells(talk.caption(scene), found[1])
 
 
 def test_lessons_depend_on_their_number_alone_whoever_makes_them(tokenizer):

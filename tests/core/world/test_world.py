@@ -465,6 +465,15 @@ def test_ambiguous_questions_are_not_asked():
     }
 
 
+@settings(max_examples=20, deadline=None)
+@given(SEEDS)
+def test_what_is_said_to_exist_is_there_and_nothing_else(seed):
+    drawn = sample_training_example(random.Random(seed))[2]
+    for question, answer in asked(drawn, "exists"):
+        (kind,) = parse_prompt(question.removeprefix("Is there ").removesuffix("?")).kinds
+        assert answer == ("yes" if any(item.is_a(kind) for item in drawn.objects) else "no")
+
+
 @settings(max_examples=200, deadline=None)
 @given(SEEDS)
 def test_questions_are_one_of_a_kind_with_answers_in_known_words(seed):
