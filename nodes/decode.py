@@ -31,7 +31,7 @@ class JanusFlowVAEDecode(io.ComfyNode):
                     "authors' demo shows 1024. This adds pixels, not detail.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="IMAGE")],
+            outputs=[io.Image.Output(display_name="IMAGE", tooltip="The pictures, one for each latent.")],
         )
 
     @classmethod

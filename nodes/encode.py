@@ -36,7 +36,12 @@ class JanusFlowEncodePrompt(io.ComfyNode):
                     tooltip="What to steer away from. Empty is what the model was trained with.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="positive"), io.Conditioning.Output(display_name="negative")],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="What to draw, for a sampler."),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="What stands against it: without words, nothing."
+                ),
+            ],
         )
 
     @classmethod
