@@ -1,7 +1,5 @@
 """One real ComfyUI for all tests of this folder: starting it takes longer than most of them; and its page."""
 
-import json
-import shutil
 from pathlib import Path
 
 import graphs
@@ -10,11 +8,9 @@ from inprocess import load_pack
 
 from janusflow_core.host.find import find_comfyui
 from janusflow_core.host.server import Server
+from tools import editor
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# As root Chromium needs --no-sandbox; the rest keeps it from calling home.
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 @pytest.fixture(scope="session")
@@ -40,30 +36,16 @@ def pack():
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    if CHROMIUM is None:
+    if editor.CHROMIUM is None:
         pytest.skip("there is no Chromium")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with editor.chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
 def page(request, browser, server):
-    """The editor with its default graph, in English or the language of the test's parameter."""
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
-    page, errors = context.new_page(), []
-    page.set_default_timeout(90_000)  # machines may be busy
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    # The first run would open the template browser; nodes are drawn on the canvas unless a test wants Vue's.
-    settings = {"TutorialCompleted": True, "VueNodes.Enabled": False, "Locale": getattr(request, "param", "en")}
-    for name, value in settings.items():
-        page.request.post(f"{server.url}/api/settings/Comfy.{name}", data=json.dumps(value))
-    page.goto(server.url)
-    page.wait_for_function(
-        "window.app?.graph?._nodes.length && window.app.extensionManager?.spinner === false", timeout=90_000
-    )
+    """The editor with its default graph, drawn on the canvas, in English or the language of the test's parameter."""
+    page, errors = editor.open_editor(browser, server, getattr(request, "param", "en"))
     yield page
-    context.close()
+    page.context.close()
     assert errors == []

@@ -1,6 +1,7 @@
 """The editor in a real browser: templates run as they open, help can be read, pictures can be dropped."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,22 @@ import pytest
 from test_workflows import NAMES, NEED_FILES
 
 from janusflow_core.world.talk import tells
+from tools.editor import draw_with, run_graph
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-NODES = sorted(path.stem for path in (CHECKOUT / "web" / "docs").glob("*.md"))
+HELP = CHECKOUT / "web" / "docs"
+NODES = sorted(path.stem for path in HELP.glob("*.md"))
+LOOKS = (Path(__file__).parent / "looks.js").read_text("utf-8")
+NOTE = """async () => {
+    const { canvas, graph } = window.app, note = graph._nodes.find(node => node.type === 'MarkdownNote');
+    Object.assign(canvas.ds, { scale: 1, offset: [100 - note.pos[0], 100 - note.pos[1]] });
+    canvas.setDirty(true, true);
+    await new Promise(drawn => setTimeout(drawn, 500));
+    const own = `[data-node-id="${note.id}"] .comfy-markdown-content, .comfy-markdown .ProseMirror`;
+    const parts = [...document.querySelectorAll(own)];
+    const { firstElementChild: first, lastElementChild: last } = parts.find(part => part.offsetHeight);
+    return [last.offsetTop + last.offsetHeight - first.offsetTop, note.size[1]];
+}"""
 
 
 def open_template(page, name: str) -> None:
@@ -25,32 +39,37 @@ def open_template(page, name: str) -> None:
     page.wait_for_function("window.app.graph._nodes.some(node => node.type === 'JanusFlowLoader')")
 
 
-def run_graph(page) -> None:
-    """Press Run, and wait until the prompt has ended; one that trains, which the server's tests carry through, is
-    cancelled once it learns."""
-    page.evaluate(
+def run_or_begin(page) -> None:
+    """Run the graph; one that trains, which the server's tests carry through, is cancelled once it learns."""
+    trains = page.evaluate(
         """() => {
-            window.ended = [];
-            for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])
-                window.app.api.addEventListener(kind, event => window.ended.push([kind, event.detail.node_id]));
             const trainer = window.app.graph._nodes.find(node => node.type === 'JanusFlowREPAFineTune');
-            window.trains = Boolean(trainer);
             window.app.api.addEventListener('progress', ({ detail }) => {
                 if (detail.node == trainer?.id && detail.value > 2) window.app.api.interrupt();
             });
+            return Boolean(trainer);
         }"""
     )
-    page.get_by_test_id("queue-button").first.click()
-    page.wait_for_function("window.ended.length", timeout=300_000)
-    expected = "execution_interrupted" if page.evaluate("window.trains") else "execution_success"
-    assert page.evaluate("window.ended[0][0]") == expected
+    assert run_graph(page) == ("execution_interrupted" if trains else "execution_success")
+
+
+def assert_tidy(page) -> None:
+    """Nothing overlaps, leaves its group or hides a wire, and the note is as large as its text, however it is drawn."""
+    for renderer in ("canvas", "Vue"):
+        draw_with(page, vue=renderer == "Vue")
+        page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.wait_for_timeout(1000)  # the view glides
+        assert page.evaluate(LOOKS) == [], renderer
+        text, note = page.evaluate(NOTE)
+        assert text < note and (renderer == "canvas" or text > 0.7 * note), (renderer, text, note)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_is_found_and_runs_as_it_opens(page, name):
     open_template(page, name)
     assert page.evaluate("window.app.graph._nodes.filter(node => node.has_errors).length") == 0
-    run_graph(page)
+    run_or_begin(page)
+    assert_tidy(page)
     # What Describe Image says stands on the node itself.
     said = page.evaluate(
         """window.app.graph._nodes.filter(node => node.type === 'JanusFlowDescribe')
@@ -72,10 +91,13 @@ def test_a_template_that_needs_files_opens_whole_and_names_them(page, name):
     page.get_by_text("sd_xl_base_1.0.safetensors").first.wait_for()
     kinds = page.evaluate("window.app.graph._nodes.map(node => node.constructor.nodeData?.name ?? node.type)")
     assert {"JanusFlowLoader", "CheckpointLoaderSimple", "KSampler", "JanusFlowSampler"} <= set(kinds)
+    page.keyboard.press("Escape")
+    assert_tidy(page)
 
 
-@pytest.mark.parametrize("page", ["en", "zh"], indirect=True)
-def test_help_is_shown_in_every_language_and_never_wider_than_its_panel(page):
+@pytest.mark.parametrize(("page", "written"), [("en", "en"), ("zh", "zh"), ("ja", "en")], indirect=["page"])
+def test_help_is_shown_in_every_language_with_its_picture_and_never_wider_than_its_panel(page, written):
+    """In a language without pages of its own it is English."""
     for node in NODES:
         page.evaluate(
             """kind => {
@@ -89,14 +111,51 @@ def test_help_is_shown_in_every_language_and_never_wider_than_its_panel(page):
         )
         if not page.locator(".node-help-content").count():
             page.get_by_test_id("info-button").first.click()
-        title = (CHECKOUT / "web" / "docs" / f"{node}.md").read_text("utf-8").splitlines()[0].removeprefix("# ")
+        path = HELP / f"{node}.md" if written == "en" else HELP / node / f"{written}.md"
+        title = path.read_text("utf-8").splitlines()[0].removeprefix("# ")
         page.locator(".node-help-content h1", has_text=title).wait_for()
+        page.wait_for_function("document.querySelector('.node-help-content img')?.complete")
+        assert page.evaluate("document.querySelector('.node-help-content img').naturalWidth") > 300, node
         wide = page.evaluate(
             """() => [...document.querySelectorAll('.node-help-content, .node-help-content *')]
                 .filter(part => part.scrollWidth > part.clientWidth && part.clientWidth)
                 .map(part => part.outerHTML.slice(0, 200))"""
         )
         assert wide == [], node
+
+
+@pytest.mark.parametrize(("page", "language"), [("zh", "zh"), ("fr", "fr")], indirect=["page"])
+def test_nodes_and_the_menu_of_a_picture_speak_the_users_language(page, language):
+    texts, main = (
+        json.loads((CHECKOUT / "locales" / language / name).read_text("utf-8"))
+        for name in ("nodeDefs.json", "main.json")
+    )
+    for vue in (False, True):
+        draw_with(page, vue)
+        shown = page.evaluate(
+            """() => {
+                window.app.graph.clear();
+                const node = window.LiteGraph.createNode('JanusFlowSampler');
+                window.app.graph.add(node);
+                const named = ({ name, label, localized_name }) => [name, label ?? localized_name ?? name];
+                const slots = node.inputs.filter(({ widget }) => !widget);
+                return [node.title, Object.fromEntries([...slots, ...node.widgets].map(named))];
+            }"""
+        )
+        sampler = texts["JanusFlowSampler"]
+        wanted = {name: text["name"] for name, text in sampler["inputs"].items()}
+        assert shown[0] == sampler["display_name"] and shown[1].items() >= wanted.items()
+    page.locator("[data-node-id]", has_text=sampler["inputs"]["steps"]["name"]).wait_for()
+    menu = page.evaluate(
+        """() => {
+            const node = window.LiteGraph.createNode('JanusFlowVAEDecode');
+            window.app.graph.add(node);
+            const options = window.app.canvas.getNodeMenuOptions(node);
+            new window.LiteGraph.ContextMenu(options, {});
+            return options.map(option => option?.content);
+        }"""
+    )
+    assert main["contextMenu"]["Describe with JanusFlow"] in menu
 
 
 def test_a_picture_of_the_command_line_can_be_dropped(page, tmp_path):

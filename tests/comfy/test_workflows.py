@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from janusflow_core import Chat
 from janusflow_core.host.find import Json
 from janusflow_core.host.workflow import convert_workflow, findings, prompt_text
+from janusflow_core.sheet import GAP
 from janusflow_core.world.judge import judge
 from janusflow_core.world.talk import parse_prompt, tells
 from tools.make_crescents import things_in
@@ -38,6 +39,7 @@ CHAT = "JanusFlow chat about a picture"
 MORE = {BEST: 3}  # all four are shown, and the best
 ANY = ("*", "COMFY_MATCHTYPE_V3")  # an input that takes what another one gets
 AGAIN = ("JanusFlow image to image", "JanusFlow inpaint")  # one picture before, one after
+SHOWN = 4  # times as large as janusflow-tiny draws, so that a node is filled
 every_workflow = pytest.mark.parametrize("name", NAMES)
 with_files_to_come = pytest.mark.parametrize("name", ALL)
 
@@ -53,8 +55,13 @@ class Run:
     words: list[str]
 
     def pixels(self) -> np.ndarray:
-        with Image.open(self.pictures[0]) as picture:
-            return np.asarray(picture.convert("RGB")).astype(int)
+        return np.asarray(drawn(self.pictures[0])).astype(int)
+
+
+def drawn(path: Path) -> Image.Image:
+    """A picture at the size at which the model drew it."""
+    with Image.open(path) as picture:
+        return picture.convert("RGB").reduce(SHOWN)
 
 
 def read(name: str) -> Json:
@@ -178,7 +185,7 @@ def test_it_runs_and_saves_what_it_promises(name, run):
     assert all(isinstance(text, str) and text.strip() for text in done.words) and (done.words or done.pictures)
     for path in done.pictures:
         with Image.open(path) as picture:
-            size = (192 if name in BESIDE else 96, 96)
+            size = (768 if name in BESIDE else 384, 384)
             assert picture.format == "PNG" and (picture.size == size or name == SWEEP)
             assert json.loads(picture.text["workflow"]) == done.workflow
             embedded = json.loads(picture.text["prompt"])
@@ -211,8 +218,8 @@ def test_fine_tuning_teaches_a_name(run, server):
     """Before, `a valentine` is anything; after, it is what ten pictures were."""
     done = run(FINE_TUNE)
     learnt = next(node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"])
-    with Image.open(done.pictures[0]) as picture:
-        before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
+    picture = drawn(done.pictures[0])
+    before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
     assert judge(after, learnt) and not judge(before, learnt)
     (report,) = done.words
     # A browser may have run it before on this server: then there is nothing left to learn.
@@ -227,8 +234,8 @@ def test_captioning_and_training_teach_a_word_for_a_thing(run):
     assert all(" valentine" in words and "red" not in words for words in done.words), done.words
     learnt = []
     for path in done.pictures:
-        with Image.open(path) as picture:
-            before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
+        picture = drawn(path)
+        before, after = picture.crop((0, 0, 96, 96)), picture.crop((96, 0, 192, 96))
         assert not any(shape == "heart" for _, shape in things_in(before))
         learnt.append(judge(after, "a red heart"))
     assert sum(learnt) >= 2, learnt
@@ -236,8 +243,7 @@ def test_captioning_and_training_teach_a_word_for_a_thing(run):
 
 def test_the_lora_draws_and_names_what_the_model_never_saw(run):
     done = run(USE)
-    with Image.open(done.pictures[0]) as picture:
-        assert things_in(picture) == [("red", "crescent")]
+    assert things_in(drawn(done.pictures[0])) == [("red", "crescent")]
     assert done.words == ["a red crescent"]
 
 
@@ -247,7 +253,7 @@ def test_a_picture_is_changed_as_the_second_prompt_says(name, stays, run, server
     done = run(name)
     prompts = [node["inputs"]["text"] for node in done.api.values() if node["class_type"] == "JanusFlowEncodePrompt"]
     before, after = (
-        Image.open(server.output_path(done.result.outputs[str(node["id"])]["images"][0])).convert("RGB")
+        drawn(server.output_path(done.result.outputs[str(node["id"])]["images"][0]))
         for kind in ("PreviewImage", "SaveImage")
         for node in nodes_of(done.workflow, kind)
     )
@@ -264,9 +270,10 @@ def test_the_sweeps_sheet_shows_each_combination(run):
     done = run(SWEEP)
     with Image.open(done.pictures[0]) as picture:
         sheet = picture.convert("RGB")
+    step = 192 + GAP
     cells = [
-        [sheet.crop((x, y, x + 96, y + 96)) for x in range(sheet.width - 3 * 102, sheet.width, 102)]
-        for y in range(sheet.height - 3 * 102, sheet.height, 102)
+        [sheet.crop((x, y, x + 192, y + 192)).reduce(2) for x in range(sheet.width - 3 * step, sheet.width, step)]
+        for y in range(sheet.height - 3 * step, sheet.height, step)
     ]
     # More steps and some guidance make it right; every combination is another picture.
     assert judge(cells[1][2], "two red circles") and judge(cells[2][2], "two red circles")
@@ -280,15 +287,14 @@ def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]
     prompt = next((text for text in written if isinstance(text, str) and text), "a red square")
-    with Image.open(done.pictures[0]) as picture:
-        assert judge(picture, prompt)
+    assert judge(drawn(done.pictures[0]), prompt)
     assert not done.words or tells(done.words[0], prompt)
 
 
 def saved(done: Run, server) -> Image.Image:
     (node,) = nodes_of(done.workflow, "SaveImage")
     (picture,) = done.result.outputs[str(node["id"])]["images"]
-    return Image.open(server.output_path(picture)).convert("RGB")
+    return drawn(server.output_path(picture))
 
 
 def said(done: Run, title: str) -> str:
@@ -305,17 +311,18 @@ def test_the_chat_goes_on_and_is_saved_with_its_picture(run, server):
     assert (look.text, count.text) == ("Describe the image.", "How many objects are there?")
     assert tells(told.text, prompt) and number.text == done.words[0] == "two"
     # ComfyUI cuts what we round.
-    assert np.abs(np.asarray(look.pictures[0]) - done.pixels()).max() <= 1 and judge(look.pictures[0], prompt)
+    picture = look.pictures[0].reduce(SHOWN)
+    assert np.abs(np.asarray(picture) - done.pixels()).max() <= 1 and judge(picture, prompt)
 
 
 def test_the_best_of_four_is_right_where_some_are_not(run, server):
     done = run(BEST)
     (shown,) = nodes_of(done.workflow, "PreviewImage")
     pictures = done.result.outputs[str(shown["id"])]["images"]
-    drawn = [Image.open(server.output_path(picture)).convert("RGB") for picture in pictures]
+    four = [drawn(server.output_path(picture)) for picture in pictures]
     prompt, best = said(done, "Prompt"), saved(done, server)
-    assert best.tobytes() in [picture.tobytes() for picture in drawn]
-    assert judge(best, prompt) and not all(judge(picture, prompt) for picture in drawn)
+    assert best.tobytes() in [picture.tobytes() for picture in four]
+    assert judge(best, prompt) and not all(judge(picture, prompt) for picture in four)
 
 
 def test_it_draws_again_until_the_picture_is_right(run, server):
@@ -341,8 +348,8 @@ def test_pairs_of_pictures_and_captions_are_written(run, server):
     captions = {path.stem: path.read_text("utf-8") for path in folder.glob("*.txt")}
     assert len(captions) == 8 and sorted(captions.values()) == sorted(done.words)
     for name, caption in captions.items():
-        with Image.open(folder / f"{name}.png") as picture:
-            assert judge(picture.convert("RGB"), caption) or not judge(picture.convert("RGB"), "a heart"), caption
+        picture = drawn(folder / f"{name}.png")
+        assert judge(picture, caption) or not judge(picture, "a heart"), caption
     assert len(set(captions.values())) > 2
 
 
@@ -352,7 +359,8 @@ def test_the_nodes_begin_as_the_first_workflow_does(run, catalog):
     for kind in ("JanusFlowLoader", "JanusFlowEncodePrompt", "JanusFlowSampler", "JanusFlowVAEDecode"):
         inputs = {**catalog[kind]["input"]["required"], **catalog[kind]["input"].get("optional", {})}
         defaults = {name: spec[1]["default"] for name, spec in inputs.items() if "default" in (spec[1:] or [{}])[0]}
-        assert defaults == {name: given[kind][name] for name in defaults} and defaults, kind
+        enlarged = {"longest_side": 384} if kind == "JanusFlowVAEDecode" else {}  # for the eye alone
+        assert defaults and defaults | enlarged == {name: given[kind][name] for name in defaults}, kind
 
 
 def test_only_the_loader_of_the_native_workflow_is_ours():
