@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from janusflow_core.host.find import Json
-from tools.plans import COLORS, HIGHLIGHTED, NOTE, PLANS, SIZES, Group
+from tools.plans import APPS, COLORS, HIGHLIGHTED, NOTE, PLANS, SIZES, Group
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 TITLE, UNDER = 30, 30  # height of a node's title, which is above its position; space below a node
@@ -34,6 +34,7 @@ def main(names: list[str]) -> None:
         path = WORKFLOWS / f"{name}.json"
         workflow = json.loads(path.read_text(encoding="utf-8"))
         arrange(workflow, PLANS[name])
+        workflow["extra"] |= app_mode(name)
         path.write_text(json.dumps(workflow, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         logger.info(name)
 
@@ -74,6 +75,16 @@ def arrange(workflow: Json, plan: list[list[Group]]) -> None:
     workflow["groups"] = [box(number, frame) for number, frame in enumerate(every, 1)]
     workflow["extra"] |= route(wires, rows)
     workflow["extra"]["ds"] = {"scale": 0.6, "offset": [160, 160]}
+
+
+def app_mode(name: str) -> Json:
+    """What App mode shows of a workflow, as ComfyUI keeps it."""
+    if name not in APPS:
+        return {}
+    widgets, results = APPS[name]
+    return {
+        "linearData": {"inputs": [[str(node), widget] for node, widget in widgets], "outputs": list(map(str, results))}
+    }
 
 
 def frames(groups: list[Group], row: int, nodes: dict[int, Json]) -> Iterator[Frame]:

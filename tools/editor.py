@@ -54,7 +54,10 @@ def load(page: Page, workflow: Json) -> None:
 def run_graph(page: Page, timeout: int = 300_000) -> str:
     """Press Run and wait until the prompt has ended; returns how: execution_success, _error or _interrupted."""
     page.evaluate(LISTEN)
-    page.get_by_test_id("queue-button").first.click()
+    button = page.get_by_test_id("queue-button").first
+    if not button.is_visible():  # in App mode
+        button = page.locator("button:visible", has_text="Run").first
+    button.click()
     page.wait_for_function("window.ended.length", timeout=timeout)
     return page.evaluate("window.ended[0][0]")
 

@@ -81,6 +81,9 @@ PLANS: dict[str, list[list[Group]]] = {
     "JanusFlow text to image": [
         [Group("Model", "model", [[1, 6]]), Group(WORDS_TO_PICTURE, "draw", [[2], [3], [4], [5]])],
     ],
+    "JanusFlow app": [
+        [Group("Model", "model", [[1, 6]]), Group(WORDS_TO_PICTURE, "draw", [[2], [3], [4], [5]])],
+    ],
     "JanusFlow describe image": [
         [
             Group("Model", "model", [[1, 5]]),
@@ -204,4 +207,14 @@ PLANS: dict[str, list[list[Group]]] = {
             Group("SDXL paints at 1024", "other", [[6, 7], [8], [9], [10]]),
         ],
     ],
+}
+
+# What App mode shows: widgets of nodes, and the nodes whose results it shows.
+PICTURE_APP = ([(2, "text"), (3, "seed"), (3, "steps"), (3, "cfg")], [5])
+APPS: dict[str, tuple[list[tuple[int, str]], list[int]]] = {
+    "JanusFlow app": PICTURE_APP,
+    "JanusFlow text to image": PICTURE_APP,
+    "JanusFlow there and back": ([(2, "text"), (3, "seed"), (6, "question")], [5, 7]),
+    "JanusFlow best of four": ([(2, "value"), (4, "seed")], [6, 8]),
+    "JanusFlow draw until right": ([(2, "value"), (4, "seed"), (4, "tries"), (4, "until")], [5, 6]),
 }

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_workflows import NAMES, NEED_FILES
+from test_workflows import APP, NAMES, NEED_FILES
 
 from janusflow_core.world.talk import tells
 from tools.editor import draw_with, run_graph
@@ -61,10 +61,10 @@ def assert_tidy(page) -> None:
         page.wait_for_timeout(1000)  # the view glides
         assert page.evaluate(LOOKS) == [], renderer
         text, note = page.evaluate(NOTE)
-        assert text < note and (renderer == "canvas" or text > 0.7 * note), (renderer, text, note)
+        assert text < note and (renderer == "canvas" or text > 0.6 * note), (renderer, text, note)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != APP])
 def test_a_template_is_found_and_runs_as_it_opens(page, name):
     open_template(page, name)
     assert page.evaluate("window.app.graph._nodes.filter(node => node.has_errors).length") == 0
@@ -83,6 +83,19 @@ def test_a_template_is_found_and_runs_as_it_opens(page, name):
         assert [tells(text, "a heart") for text in said[0].split("\n\n")] == captioned[name] * [True]
         return
     assert len(said) == (name in wanted) and all(tells(text, wanted[name]) for text in said)
+
+
+def test_the_app_opens_as_one_and_draws(page):
+    """Without a graph in sight: what is asked, Run, the picture."""
+    open_template(page, APP)
+    page.locator("button:visible", has_text="Run").wait_for()
+    assert not page.get_by_test_id("queue-button").first.is_visible()
+    page.locator("textarea:visible").first.fill("two green stars")
+    assert run_graph(page) == "execution_success"
+    page.wait_for_function("[...document.querySelectorAll('img')].some(({ naturalWidth }) => naturalWidth === 384)")
+    assert page.evaluate(
+        "window.app.graph._nodes.find(({ type }) => type === 'JanusFlowEncodePrompt').widgets[0].value"
+    ) == ("two green stars")
 
 
 @pytest.mark.parametrize("name", NEED_FILES)

@@ -35,7 +35,7 @@ PICTURES, WORDS = {CAPTION: 8, CAPTION_AND_TRAIN: 4}, {CAPTION: 8, CAPTION_AND_T
 BESIDE = (FINE_TUNE, CAPTION_AND_TRAIN)
 SWEEP = "JanusFlow sweep"  # nine pictures on a sheet
 BEST, RETRY, ROUTE = "JanusFlow best of four", "JanusFlow draw until right", "JanusFlow route by an answer"
-CHAT = "JanusFlow chat about a picture"
+CHAT, APP = "JanusFlow chat about a picture", "JanusFlow app"
 MORE = {BEST: 3}  # all four are shown, and the best
 ANY = ("*", "COMFY_MATCHTYPE_V3")  # an input that takes what another one gets
 AGAIN = ("JanusFlow image to image", "JanusFlow inpaint")  # one picture before, one after
@@ -361,6 +361,18 @@ def test_the_nodes_begin_as_the_first_workflow_does(run, catalog):
         defaults = {name: spec[1]["default"] for name, spec in inputs.items() if "default" in (spec[1:] or [{}])[0]}
         enlarged = {"longest_side": 384} if kind == "JanusFlowVAEDecode" else {}  # for the eye alone
         assert defaults and defaults | enlarged == {name: given[kind][name] for name in defaults}, kind
+
+
+@with_files_to_come
+def test_what_app_mode_shows_is_there(name):
+    """Widgets of nodes, and nodes that show something; one workflow opens so."""
+    workflow = read(name)
+    shown = workflow["extra"].get("linearData", {"inputs": [], "outputs": []})
+    nodes = {str(node["id"]): node for node in workflow["nodes"]}
+    for number, widget in shown["inputs"]:
+        assert widget in [slot["name"] for slot in nodes[number]["inputs"] if "widget" in slot and slot["link"] is None]
+    assert {nodes[number]["type"] for number in shown["outputs"]} <= {"SaveImage", "PreviewImage", "PreviewAny"}
+    assert workflow["extra"].get("linearMode", False) == (name == APP)
 
 
 def test_only_the_loader_of_the_native_workflow_is_ours():
