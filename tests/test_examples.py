@@ -21,12 +21,16 @@ from tools.make_lora_picture import LORA, THINGS
 from tools.make_lora_picture import SEED as LORA_SEED
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, LIBRARY, COMMANDS = (
+    (ROOT / name).read_text("utf-8") for name in ("README.md", "docs/library.md", "docs/cli.md")
+)
 
 
 def test_the_library_example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = next(block for block in re.findall(r"^```python\n(.*?)^```", README, re.M | re.S) if "import" in block)
+    blocks = re.findall(r"^```python\n(.*?)^```", README + LIBRARY, re.M | re.S)
+    code, again = (block for block in blocks if "import" in block)
+    assert code == again
     (prompt,) = re.findall(r'generate\("(.+?)"', code)
     printed, names = io.StringIO(), {}
     with contextlib.redirect_stdout(printed):
@@ -53,12 +57,12 @@ def test_the_example_of_a_chat(tmp_path, monkeypatch):
 
 def test_the_commands(tmp_path):
     told = []
-    for line in re.findall(r"^\| `(janusflow (?:generate|describe) [^`]+)` \|", README, re.M):
+    for line in re.findall(r"^\| `(janusflow (?:generate|describe) [^`]+)` \|", COMMANDS, re.M):
         command = [sys.executable, "-m", "janusflow_core.cli", *shlex.split(line)[1:]]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         told.append(subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout.splitlines())
     (path,), again, answer = told
-    (prompt,) = re.findall(r'^\| `janusflow generate "(.+?)"', README, re.M)
+    (prompt,) = re.findall(r'^\| `janusflow generate "(.+?)"', COMMANDS, re.M)
     with Image.open(tmp_path / path) as picture:
         assert judge(picture, prompt)
     assert again == [f"janusflow_{seed}_0.png" for seed in (1, 2, 3)]

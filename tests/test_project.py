@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shlex
@@ -22,7 +23,11 @@ from janusflow_core.pipeline import JanusFlowPipeline
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 HELP = ROOT / "web" / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(HELP.glob("*.md"))]
+LANGUAGES = ["zh"]  # of the help pages, beside English
+TRANSLATED = sorted(path for language in LANGUAGES for path in HELP.glob(f"*/{language}.md"))
+DOCS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted(HELP.glob("*.md")), *TRANSLATED]
+LONGEST = 250  # lines of the README
 MANY = 2**32  # larger limits are written as powers
 
 
@@ -51,39 +56,60 @@ def test_the_readme_begins_with_the_two_commands():
     assert start.arguments("demo", []) == ["-m", "janusflow_core.cli", "demo"]
 
 
-def test_the_readme_holds_no_gaps():
-    assert "TODO" not in README
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_a_readme_is_short_and_leads_to_every_page(name: str):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert "TODO" not in text and text.count("\n") <= LONGEST
+    assert [page for page in DOCS if f"(docs/{page}.md)" not in text] == []
+
+
+def test_the_chinese_readme_says_the_same():
+    """The same code, pictures and rows, in the same order, and the same figures in each row."""
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+
+    def blocks(text: str) -> list[str]:
+        return re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+    def rows(text: str) -> list[set[float]]:
+        plain = re.sub(r"\]\([^)]*\)", "", text)
+        return [numbers_in(row) for row in re.findall(r"^\|.*\|$", plain, re.MULTILINE)]
+
+    assert blocks(chinese) == blocks(README) and rows(chinese) == rows(README)
+    pictures = r"!\[[^\]]*\]\(([^)]+)\)"
+    assert re.findall(pictures, chinese) == re.findall(pictures, README)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_exist(page: Path):
     text = page.read_text(encoding="utf-8")
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    base = HELP if page in TRANSLATED else page.parent  # ComfyUI looks from there
     anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, anchor = link.partition("#")
         if not link.startswith("https://"):
-            assert (page.parent / unquote(path)).exists() and (not anchor or path or anchor in anchors), link
+            assert (base / unquote(path)).exists() and (not anchor or path or anchor in anchors), link
 
 
 @pytest.mark.parametrize(
     "method", ["generate", "describe", "choose", "yes_no", "number", "structured", "score", "reply"]
 )
-def test_the_readme_shows_the_pipelines_signatures(method: str):
+def test_the_librarys_page_shows_the_pipelines_signatures(method: str):
     signature = inspect.signature(getattr(JanusFlowPipeline, method))
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values() if p.name != "self"]
     told = str(inspect.Signature(plain)).replace("'", '"')
-    assert f"pipe.{method}{told}" in re.sub(r"\s+", " ", README)
+    assert f"pipe.{method}{told}" in re.sub(r"\s+", " ", DOCS["library"])
 
 
-def test_the_readmes_commands_parse():
+def test_the_commands_parse():
     pytest.importorskip("tyro", reason="tyro reads the command line")
-    commands = re.findall(r"^\| `janusflow ([^`]+)` \|", README, re.MULTILINE)
+    commands = re.findall(r"^\| `janusflow ([^`]+)` \|", DOCS["cli"], re.MULTILINE)
+    assert set(re.findall(r"^janusflow (.+)$", README, re.MULTILINE)) <= set(commands)
     assert {type(cli.parse(shlex.split(command))) for command in commands} == set(cli.commands().values())
 
 
-def test_the_readmes_tree_is_the_repositorys():
-    tree = README.partition("## The house")[2].partition("```\n")[2].partition("```")[0]
+def test_the_tree_is_the_repositorys():
+    tree = DOCS["house"].partition("```\n")[2].partition("```")[0]
     parts = re.split(r"^(\S+/) .*\n", tree, flags=re.MULTILINE)
     folders = zip(parts[1::2], parts[2::2], strict=True)
     told = {folder: set(re.findall(r"\b\w+\.py\b", text)) for folder, text in folders}
@@ -105,8 +131,8 @@ def sentences() -> str:
     return "\n".join(node.value for node in constants if isinstance(node.value, str))
 
 
-def test_the_errors_in_the_readme_are_the_codes():
-    told = re.findall(r'^\*\*"(.+?)"\*\*', README.partition("## Troubleshooting")[2], re.MULTILINE | re.DOTALL)
+def test_the_errors_of_troubleshooting_are_the_codes():
+    told = re.findall(r'^\*\*"(.+?)"\*\*', DOCS["troubleshooting"], re.MULTILINE | re.DOTALL)
     assert len(told) > 8
     for sentence in told:
         for piece in re.sub(r"\s+", " ", sentence).split("…"):
@@ -146,21 +172,59 @@ def nodes() -> dict[str, dict[str, dict[str, Any]]]:
 NODES = nodes()
 
 
-def test_every_node_has_a_help_page_and_a_line_in_the_readme():
-    # Not NODE/en.md: in every other language that page would not be found.
-    assert {path.name for path in HELP.iterdir()} == {f"{node}.md" for node in NODES}
+def page_of(node: str, language: str = "en") -> str:
+    # In English not NODE/en.md: in every language without a page of its own that one would not be found.
+    path = HELP / f"{node}.md" if language == "en" else HELP / node / f"{language}.md"
+    return re.sub(r"\n +", " ", path.read_text(encoding="utf-8"))
+
+
+def rows_of(page: str) -> dict[str, str]:
+    """Input or output -> what the page says of it."""
+    return dict(re.findall(r"^- \*\*(\w+)\*\*(?: \([^)]*\)|（[^）]*）)?[:：] ?(.*)$", page, re.MULTILINE))
+
+
+def numbers_in(text: str) -> set[float]:
+    return {float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", text.replace("−", "-").replace(",", ""))}
+
+
+def test_every_node_has_its_help_pages_and_a_line_in_the_readme():
+    folders = [path for path in HELP.iterdir() if path.is_dir() and path.name != "pictures"]
+    assert {path.stem for path in HELP.glob("*.md")} == {path.name for path in folders} == set(NODES)
+    assert all(
+        {path.name for path in folder.iterdir()} == {f"{language}.md" for language in LANGUAGES} for folder in folders
+    )
     assert all(f"(web/docs/{node}.md)" in README for node in NODES)
 
 
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
 @pytest.mark.parametrize("node", NODES)
-def test_a_help_page_tells_every_input_with_its_range_and_every_output(node: str):
-    page = re.sub(r"\n +", " ", (HELP / f"{node}.md").read_text(encoding="utf-8"))
-    rows = dict(re.findall(r"^- \*\*(\w+)\*\*(?: \([^)]*\))?: (.*)$", page, re.MULTILINE))
+def test_a_help_page_tells_every_input_with_its_range_and_every_output(node: str, language: str):
+    rows = rows_of(page_of(node, language))
     assert set(rows) == set(NODES[node])
     for name, words in NODES[node].items():
         limits = [words[key] for key in ("default", "min", "max") if type(words.get(key)) in (int, float)]
-        told = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", rows[name].replace("−", "-"))]
-        assert {limit for limit in limits if limit < MANY} <= set(told), name
+        assert {limit for limit in limits if limit < MANY} <= numbers_in(rows[name]), name
+
+
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
+@pytest.mark.parametrize("node", NODES)
+def test_a_help_page_begins_with_a_name_and_a_picture_of_the_node(node: str, language: str):
+    names = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    mark = "" if language == "en" else f".{language}"
+    title, _, picture = page_of(node, language).split("\n")[:3]
+    assert title == f"# {names[node]['display_name']}"
+    assert re.fullmatch(rf"!\[.+\]\(pictures/{node}{re.escape(mark)}\.jpg\)", picture)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("node", NODES)
+def test_a_translated_page_says_the_same(node: str, language: str):
+    """The same inputs and outputs in the same order, and of each the same files, options and numbers."""
+    english, found = rows_of(page_of(node)), rows_of(page_of(node, language))
+    assert list(english) == list(found)
+    for name, text in english.items():
+        assert set(re.findall(r"`[^`]+`", text)) <= set(re.findall(r"`[^`]+`", found[name])), name
+        assert numbers_in(text) <= numbers_in(found[name]), name
 
 
 # --- the package ------------------------------------------------------------------------------------------------

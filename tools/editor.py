@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from janusflow_core.host.find import Json
 from janusflow_core.host.server import Server
@@ -37,6 +37,7 @@ def open_editor(
     page, errors = browser.new_context(viewport={"width": size[0], "height": size[1]}).new_page(), []
     page.set_default_timeout(BUSY)
     page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda told: errors.append(told.text) if is_ours(told) else None)
     # The first run would open the template browser.
     settings = {"TutorialCompleted": True, "VueNodes.Enabled": vue, "Locale": language}
     for name, value in settings.items():
@@ -44,6 +45,12 @@ def open_editor(
     page.goto(server.url)
     page.wait_for_function("window.app?.graph?._nodes.length && window.app.extensionManager?.spinner === false")
     return page, errors
+
+
+def is_ours(told: ConsoleMessage) -> bool:
+    """Whether the console tells of an error in or about this pack; help is looked for where it need not be."""
+    told_of = f"{told.text} {told.location['url']}".lower()
+    return told.type == "error" and "janusflow" in told_of and not told_of.endswith(".md")
 
 
 def load(page: Page, workflow: Json) -> None:

@@ -26,6 +26,7 @@ AROUND, QUALITY = (110, 24), 82  # graph pixels beside and above a node; of the 
 LANGUAGES = {"en": "", "zh": ".zh"}  # and what the name of a picture has for it
 
 TEXT, DESCRIBE, CHAT = "JanusFlow text to image", "JanusFlow describe image", "JanusFlow chat about a picture"
+SHOWN = ["there and back", "app", "image to image", "best of four", "caption and train"]  # in the README
 # Node -> the workflow that shows it, and, where none does, how to bring it there: in place of a node, or before one.
 NODES = {
     "JanusFlowLoader": (TEXT,),
@@ -53,6 +54,8 @@ BRING = """([kind, how, other]) => {
     const node = window.LiteGraph.createNode(kind);
     graph.add(node);
     node.pos = [...old.pos];
+    for (const widget of node.widgets.filter(({ name }) => name === 'question'))
+        widget.value = widget.value.replace('circle', 'square'); // which is what the picture shows
     if (how === 'precede') {
         node.pos = [old.pos[0] - node.size[0] - 70, old.pos[1]];
         return node.connect(0, old, old.inputs.findIndex(({ type }) => type === node.outputs[0].type));
@@ -84,9 +87,8 @@ logger = logging.getLogger(__name__)
 
 def main(names: list[str]) -> None:
     """Make the named pictures, or all."""
-    workflows = [path.stem for path in WORKFLOWS.glob("*.json")]
     nodes = [name for name in names or NODES if name in NODES]
-    graphs = [name for name in names or workflows if name in workflows]
+    graphs = [name for name in names or SHOWN if name not in NODES]
     with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as server, chromium() as browser:
         for color in ("red", "green", "blue"):  # for Caption Folder
             save_scene(server.base / "input" / "shapes" / f"{color}.png", color)
@@ -95,10 +97,11 @@ def main(names: list[str]) -> None:
             for node in nodes:
                 show(page, *NODES[node], node=node)
                 shoot(page, node, HELP / "pictures" / f"{node}{mark}.jpg", 1)
+            page.context.close()
         page, _ = open_editor(browser, server, vue=True, size=VIEW)
         for name in graphs:
-            show(page, name)
-            shoot(page, "", GRAPHS / f"{name.removeprefix('JanusFlow ')}.jpg", 0.6)
+            show(page, f"JanusFlow {name}")
+            shoot(page, "", GRAPHS / f"{name}.jpg", 0.6)
 
 
 def save_scene(path: Path, color: str) -> None:

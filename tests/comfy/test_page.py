@@ -171,11 +171,8 @@ def test_nodes_and_the_menu_of_a_picture_speak_the_users_language(page, language
     assert main["contextMenu"]["Describe with JanusFlow"] in menu
 
 
-def test_a_picture_of_the_command_line_can_be_dropped(page, tmp_path):
-    """ComfyUI takes it for a picture, and not for a workflow of its own that it cannot read."""
-    command = [sys.executable, "-m", "janusflow_core.cli", "generate", "a heart", "--steps", "1", "--device", "cpu"]
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    drawn = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip()
+def drop(page, name: str, picture: bytes) -> None:
+    """Clear the graph and drop a PNG onto the canvas."""
     page.evaluate(
         """([name, data]) => {
             const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
@@ -186,8 +183,44 @@ def test_a_picture_of_the_command_line_can_be_dropped(page, tmp_path):
             for (const kind of ['dragover', 'drop'])
                 canvas.dispatchEvent(new DragEvent(kind, {dataTransfer: moved, ...place}));
         }""",
-        [drawn, base64.b64encode((tmp_path / drawn).read_bytes()).decode()],
+        [name, base64.b64encode(picture).decode()],
     )
     page.wait_for_function("window.app.graph._nodes.length")
+
+
+def test_the_button_draws_with_progress_previews_and_a_picture_that_brings_its_graph_back(page, server):
+    open_template(page, "JanusFlow text to image")
+    before = page.evaluate("window.app.graph._nodes.map(({ id, type, pos }) => [id, type, ...pos])")
+    page.evaluate(
+        """() => {
+            window.seen = { progress: [], previews: 0 };
+            const sampler = window.app.graph._nodes.find(({ type }) => type === 'JanusFlowSampler');
+            window.app.api.addEventListener('progress', ({ detail: { node, value, max } }) => {
+                if (node == sampler.id) window.seen.progress.push([value, max]);
+            });
+            window.app.api.addEventListener('b_preview_with_metadata', ({ detail }) => {
+                if (detail.displayNodeId == sampler.id && detail.blob.size) window.seen.previews++;
+            });
+        }"""
+    )
+    assert run_graph(page) == "execution_success"
+    seen = page.evaluate("window.seen")
+    assert seen["progress"][-1] == [30, 30] and seen["progress"] == sorted(seen["progress"]) and seen["previews"] > 1
+    saver = "window.app.graph._nodes.find(({ type }) => type === 'SaveImage')"
+    page.wait_for_function(f"{saver}.imgs?.[0].naturalWidth === 384")
+    (image,) = page.evaluate(f"window.app.nodeOutputs[{saver}.id].images")
+    seed = "window.app.graph._nodes.find(({ type }) => type === 'JanusFlowSampler').widgets[0].value"
+    drop(page, image["filename"], server.output_path(image).read_bytes())
+    page.wait_for_function("count => window.app.graph._nodes.length === count", arg=len(before))
+    assert page.evaluate("window.app.graph._nodes.map(({ id, type, pos }) => [id, type, ...pos])") == before
+    assert page.evaluate("window.app.graph.links.size") == 7 and page.evaluate(seed) == 0  # not the next one's
+
+
+def test_a_picture_of_the_command_line_can_be_dropped(page, tmp_path):
+    """ComfyUI takes it for a picture, and not for a workflow of its own that it cannot read."""
+    command = [sys.executable, "-m", "janusflow_core.cli", "generate", "a heart", "--steps", "1", "--device", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    drawn = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    drop(page, drawn, (tmp_path / drawn).read_bytes())
     nodes = page.evaluate("window.app.graph._nodes.map(node => [node.type, node.widgets[0].value])")
     assert nodes == [["LoadImage", drawn]]
