@@ -33,8 +33,7 @@ def main(names: list[str]) -> None:
     for name in names or PLANS:
         path = WORKFLOWS / f"{name}.json"
         workflow = json.loads(path.read_text(encoding="utf-8"))
-        arrange(workflow, PLANS[name])
-        workflow["extra"] |= app_mode(name)
+        arrange(workflow, name)
         path.write_text(json.dumps(workflow, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         logger.info(name)
 
@@ -61,10 +60,13 @@ Place = tuple[Frame, int]  # a column of a frame
 Wire = tuple[int, Output, Place, Place]  # number of the link, where it begins, from column to column
 
 
-def arrange(workflow: Json, plan: list[list[Group]]) -> None:
-    """Write positions, sizes, colors, groups and reroutes into a workflow; raises KeyError for a node without place."""
+def arrange(workflow: Json, name: str) -> None:
+    """Write positions, sizes, colors, groups, reroutes and what App mode shows into a workflow, as its plan says.
+
+    Raises KeyError for a workflow without a plan and for a node without a place in it.
+    """
     nodes = {node["id"]: node for node in workflow["nodes"]}
-    rows = [list(frames(groups, row, nodes)) for row, groups in enumerate(plan)]
+    rows = [list(frames(groups, row, nodes)) for row, groups in enumerate(PLANS[name])]
     every = [frame for row in rows for frame in row]
     place = {node["id"]: (frame, at) for frame in every for at, column in enumerate(frame.columns) for node in column}
     links = [(number, (a, slot), place[a], place[b]) for number, a, slot, b, *_ in workflow["links"]]
@@ -73,7 +75,7 @@ def arrange(workflow: Json, plan: list[list[Group]]) -> None:
     for row in rows:
         top = put_row(row, wires, top) + BETWEEN
     workflow["groups"] = [box(number, frame) for number, frame in enumerate(every, 1)]
-    workflow["extra"] |= route(wires, rows)
+    workflow["extra"] |= route(wires, rows) | app_mode(name)
     workflow["extra"]["ds"] = {"scale": 0.6, "offset": [160, 160]}
 
 

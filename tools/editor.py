@@ -1,14 +1,18 @@
 """ComfyUI's page in a real browser, for tests and for screenshots."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from typing import TYPE_CHECKING
 
 from janusflow_core.host.find import Json
 from janusflow_core.host.server import Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # As root Chromium needs --no-sandbox; the rest keeps it from calling home.
@@ -24,6 +28,8 @@ LISTEN = """() => {
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """A headless Chromium of this machine; CHROMIUM is None where there is none."""
+    from playwright.sync_api import sync_playwright  # here, so that tests without it are skipped
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

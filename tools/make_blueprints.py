@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from janusflow_core import __version__
 from janusflow_core.host.find import Json
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -73,16 +74,17 @@ BLUEPRINTS = {
 
 def main() -> None:
     """Write all of them."""
-    for name, blueprint in BLUEPRINTS.items():
+    for name in BLUEPRINTS:
         path = CHECKOUT / "subgraphs" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        made = as_graph(name, inside(name, blueprint, read_workflow(blueprint)), blueprint)
-        path.write_text(json.dumps(made, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(make(name), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def read_workflow(blueprint: Blueprint) -> Json:
-    """The workflow that a blueprint is made of."""
-    return json.loads((CHECKOUT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
+def make(name: str) -> Json:
+    """A blueprint, out of its workflow as that stands."""
+    blueprint = BLUEPRINTS[name]
+    workflow = (CHECKOUT / "workflows" / f"{blueprint.workflow}.json").read_text(encoding="utf-8")
+    return as_graph(name, inside(name, blueprint, json.loads(workflow)), blueprint)
 
 
 def inside(name: str, blueprint: Blueprint, workflow: Json) -> Json:
@@ -181,7 +183,7 @@ def as_graph(name: str, subgraph: Json, blueprint: Blueprint) -> Json:
         "inputs": [{**one, "link": None} for one in inputs],
         "outputs": [{"name": one["name"], "type": one["type"], "links": None} for one in subgraph["outputs"]],
         "title": name,
-        "properties": {"proxyWidgets": shown, "cnr_id": "janusflow", "ver": "0.1.0"},
+        "properties": {"proxyWidgets": shown, "cnr_id": "janusflow", "ver": __version__},
         "widgets_values": [],
     }
     counts = {"revision": 0, "last_node_id": 1, "last_link_id": 0}

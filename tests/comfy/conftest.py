@@ -36,6 +36,7 @@ def pack():
 
 @pytest.fixture(scope="module")
 def browser():
+    pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     if editor.CHROMIUM is None:
         pytest.skip("there is no Chromium")
     with editor.chromium() as running:

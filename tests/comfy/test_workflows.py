@@ -19,9 +19,8 @@ from janusflow_core.host.workflow import convert_workflow, findings, prompt_text
 from janusflow_core.sheet import GAP
 from janusflow_core.world.judge import judge
 from janusflow_core.world.talk import parse_prompt, tells
-from tools.arrange import app_mode, arrange
+from tools.arrange import arrange
 from tools.make_crescents import things_in
-from tools.plans import PLANS
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 ALL = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
@@ -369,8 +368,7 @@ def test_the_nodes_begin_as_the_first_workflow_does(run, catalog):
 def test_it_is_laid_out_as_planned(name):
     """Arranged again nothing moves: who edits a workflow by hand runs `python -m tools.arrange`, or edits the plan."""
     workflow = read(name)
-    arrange(workflow, PLANS[name])
-    workflow["extra"] |= app_mode(name)
+    arrange(workflow, name)
     assert workflow == read(name)
 
 
