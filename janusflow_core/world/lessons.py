@@ -89,14 +89,16 @@ def questions_to_ask(examples: Sequence[Example], tokenizer: JanusTokenizer, rng
     """Up to QUESTIONS questions about each of some scenes, with their answers, at the fixed length.
 
     Each kind is asked several times over, so that a row asks the same of both things: what they have in common then
-    teaches nothing, and which is which is learnt sooner. So is what judges of pictures ask. Half of the chats have one
-    turn, the rest two or three.
+    teaches nothing, and which is which is learnt sooner. So is what judges of pictures ask, and, what is learnt last,
+    whether a thing lies where it does and where it does not. Half of the chats have one turn, the rest two or three.
     """
     rows = []
     for _, scene in examples:
         drawn = itertools.chain.from_iterable(talk.questions(scene, rng) for _ in range(4))
         asked = {(question, answer) for _, question, answer in drawn}
-        asked = sorted(asked.union(*(talk.judged(scene, rng) for _ in range(3))))
-        chosen = rng.sample(asked, min(QUESTIONS, len(asked)))
+        first = talk.placed(scene, rng)
+        asked = sorted(asked.union(*(talk.judged(scene, rng) for _ in range(3))).difference(first))
+        chosen = first + rng.sample(asked, min(QUESTIONS - len(first), len(asked)))
+        rng.shuffle(chosen)
         rows.append(conversation(tokenizer, chosen, rng.choices(TURNS, k=len(chosen))))
     return pack(rows, tokenizer, CONVERSATION_TOKENS)

@@ -61,14 +61,14 @@ def draw_scenes(seed: int, count: int) -> list[Scene]:
     return [scene for _, scene in draw_examples(seed, count)]
 
 
-def chunk(size: int, number: int) -> list[Example]:
-    """The `size` examples of the library's chunk of that number."""
-    return draw_examples(f"{SEEDS['library']}/{number}", size, talk.DRAWN_WEIGHTS)
+def chunk(seed: str, size: int, number: int) -> list[Example]:
+    """The `size` examples of the chunk of that number of a library."""
+    return draw_examples(f"{seed}/{number}", size, talk.DRAWN_WEIGHTS)
 
 
-def rendered(size: int, number: int) -> Tensor:
+def rendered(seed: str, size: int, number: int) -> Tensor:
     """The pictures of a chunk, as bytes."""
-    return pixels([scene for _, scene in chunk(size, number)])
+    return pixels([scene for _, scene in chunk(seed, size, number)])
 
 
 @dataclass
@@ -80,22 +80,22 @@ class Library:
     examples: list[Example]
 
     @classmethod
-    def build(cls, folder: Path, vae: Any, encoder: nn.Module, count: int, machine: Machine) -> Library:
+    def build(cls, folder: Path, vae: Any, encoder: nn.Module, seed: str, count: int, machine: Machine) -> Library:
         """Draw and encode at least `count` scenes, each process its share, or read what an earlier run left."""
         size = CHUNK * machine.times
         numbers = range(-(-count // size))
         shares = [numbers[part :: world()] for part in range(world())]
-        scenes = zlib.crc32(repr(chunk(size, 0)).encode())
+        scenes = zlib.crc32(repr(chunk(seed, size, 0)).encode())
         name = f"{fingerprint(vae, encoder)}_{scenes:08x}_{len(numbers)}x{size}"
         files = [folder / f"{name}_{part}_of_{world()}.safetensors" for part in range(world())]
         if not files[rank()].exists():
             folder.mkdir(parents=True, exist_ok=True)
-            renders = ahead(partial(rendered, size), shares[rank()], machine.workers)
+            renders = ahead(partial(rendered, seed, size), shares[rank()], machine.workers)
             write_tensors(files[rank()], encode(renders, vae, encoder, machine))
         wait_for_all()
         stored = [load_file(file) for file in files]
         latents, features = (torch.cat([part[name] for part in stored]) for name in ("latents", "features"))
-        examples = ahead(partial(chunk, size), [*itertools.chain(*shares)], machine.workers)
+        examples = ahead(partial(chunk, seed, size), [*itertools.chain(*shares)], machine.workers)
         return cls(latents, features, [*itertools.chain(*examples)])
 
     def to(self, device: torch.device) -> Library:

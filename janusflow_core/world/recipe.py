@@ -279,7 +279,8 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
         encoder.load_state_dict(load_file(eyes))
     least = max(DRAWN, CHUNK * world()) * machine.times  # enough for a step, and something for each process
     count = min(means.library, max(int(means.library_a_minute * minutes), least))
-    library = Library.build(folder / "library", vae, encoder, count, before).to(machine.device)
+    seed = seed_of("library", model)
+    library = Library.build(folder / "library", vae, encoder, seed, count, before).to(machine.device)
     left = 1.0 - (SHARES["eyes"] if trains_eyes else 0.0) - (SHARES["vae"] if start is None else 0.0)
     peak = rate or (1.0 if start is None else means.again)
     train_joint(result, model, vae, library, machine, Budget(minutes * left), means.asked, peak)

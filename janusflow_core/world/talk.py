@@ -23,7 +23,7 @@ from .scenes import (
 
 TASKS = ("single", "color", "color_attribution", "two", "counting", "position")
 TASK_WEIGHTS = (8, 12, 20, 15, 20, 25)  # binding attributes and places to two things is learnt last
-DRAWN_WEIGHTS = (4, 6, 20, 30, 22, 18)  # two things whose colors no word ties to them are drawn right last
+DRAWN_WEIGHTS = (4, 5, 18, 38, 18, 17)  # two things whose colors no word ties to them are drawn right last
 PREFIXES = ("", "a photo of ", "an image of ", "a picture of ")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NUMBERS = scoring.WORDS[:5]
@@ -172,9 +172,21 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
     counted = rng.choice([None, rng.choice(shapes), rng.choice(SHAPES)])
     total, noun = (shapes.count(counted), PLURALS[counted]) if counted else (len(shapes), "objects")
     asked += [("count", f"How many {noun} are there?", NUMBERS[total]), _ask_exists(scene, rng)]
-    if len(scene.objects) == len(set(shapes)) == 2 and relation(*scene.objects):
+    if _are_two_related(scene):
         asked += _ask_places(rng, *rng.sample(scene.objects, 2))
     return asked
+
+
+def placed(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
+    """Ask whether one of two things lies where it does, and where it does not, with the answers; nothing of others."""
+    if not _are_two_related(scene):
+        return []
+    one, other = rng.sample(scene.objects, 2)
+    true = relation(one, other)
+    wrong = rng.choice([name for name in RELATIONS if name != true])
+    return [
+        (f"Is the {one.shape} {said} the {other.shape}?", answer) for said, answer in ((true, "yes"), (wrong, "no"))
+    ]
 
 
 def judged(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
@@ -193,6 +205,11 @@ def judged(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     if request.relation:
         answers.append(any(relation(one, other) == request.relation for one in found[0] for other in found[1]))
     return [(question.text, "yes" if true else "no") for question, true in zip(asked, answers, strict=True)]
+
+
+def _are_two_related(scene: Scene) -> bool:
+    """Whether there are just two things, of two shapes, of which one lies somewhere of the other by the rule."""
+    return len(scene.objects) == len({item.shape for item in scene.objects}) == 2 and bool(relation(*scene.objects))
 
 
 def _ask_exists(scene: Scene, rng: random.Random) -> tuple[str, str, str]:

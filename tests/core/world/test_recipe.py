@@ -181,7 +181,7 @@ def test_eyes_that_see_well_enough_are_left_alone(tmp_path):
 
 
 def test_the_library_holds_more_of_what_is_drawn_right_last():
-    drawn = [talk.parse_prompt(prompt).task for number in range(10) for prompt, _ in library.chunk(200, number)]
+    drawn = [talk.parse_prompt(prompt).task for number in range(10) for prompt, _ in library.chunk("any", 200, number)]
     shares = [drawn.count(task) / len(drawn) for task in talk.TASKS]
     assert shares == pytest.approx([weight / sum(talk.DRAWN_WEIGHTS) for weight in talk.DRAWN_WEIGHTS], abs=0.03)
 
@@ -229,7 +229,9 @@ def test_a_row_asks_the_same_of_both_things(tokenizer):
     assert row.ids.shape == (120, lessons.CONVERSATION_TOKENS)
     texts = [tokenizer.decode(ids.tolist()) for ids in row.ids]
     both = [text for text in texts if "Where is the circle?" in text and "Where is the square?" in text]
-    assert 10 < len(both) < 120 and all("left of the square" in text and "right of the circle" in text for text in both)
+    assert 5 < len(both) < 120 and all("left of the square" in text and "right of the circle" in text for text in both)
+    lies = re.compile(r"Is the (?:circle|square) (?:left of|right of|above|below) the (?:circle|square)\?")
+    assert all(len(lies.findall(text)) >= 2 for text in texts)
 
 
 def test_every_prompt_and_conversation_fits_its_fixed_length(tokenizer):
@@ -275,7 +277,7 @@ def test_what_is_encoded_lies_beside_its_example_whoever_encoded_it(tmp_path, mo
     for part in reversed(range(parts)):
         monkeypatch.setattr(library, "rank", lambda part=part: part)
         with nullcontext() if part == 0 else pytest.raises(FileNotFoundError):  # the others are not there yet
-            whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, 3 * library.CHUNK, machine)
+            whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, "any", 3 * library.CHUNK, machine)
     shown = library.pictures([scene for _, scene in whole.examples[:: library.CHUNK - 1]])
     with torch.no_grad():
         torch.testing.assert_close(encoder(shown), whole.features[:: library.CHUNK - 1].float(), atol=2e-2, rtol=0)
@@ -289,14 +291,16 @@ def test_a_library_is_read_where_it_was_built(tmp_path):
     pipe = JanusFlowPipeline.from_pretrained("janusflow-tiny", device="cpu", dtype=torch.float32)
     machine = Machine(torch.device("cpu"), bf16=False, compiles=False)
     encoder = pipe.model.vision_und_enc_model
-    whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, 2 * library.CHUNK, machine)
-    assert whole.examples[library.CHUNK :] == library.chunk(library.CHUNK, 1)
+    whole = library.Library.build(tmp_path, pipe.codec.vae, encoder, "any", 2 * library.CHUNK, machine)
+    assert whole.examples[library.CHUNK :] == library.chunk("any", library.CHUNK, 1)
     shown = library.pictures([whole.examples[40][1]])
     assert torch.allclose(pipe.codec.encode((shown + 1) / 2), whole.latents[40:41].float(), atol=2e-2)
     with torch.no_grad():
         assert torch.allclose(encoder(shown), whole.features[40:41].float(), atol=2e-2)
-    again = library.Library.build(tmp_path, pipe.codec.vae, encoder, 2 * library.CHUNK, machine)
+    again = library.Library.build(tmp_path, pipe.codec.vae, encoder, "any", 2 * library.CHUNK, machine)
     assert torch.equal(again.latents, whole.latents) and len([*tmp_path.iterdir()]) == 1
+    other = library.Library.build(tmp_path, pipe.codec.vae, encoder, "another", 2 * library.CHUNK, machine)
+    assert not set(map(repr, whole.examples)) & set(map(repr, other.examples)) and len([*tmp_path.iterdir()]) == 2
 
 
 def test_a_fingerprint_tells_weights_apart():

@@ -16,6 +16,7 @@ from janusflow_core.world.scenes import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT_NOUNS,
+    RELATIONS,
     SHAPES,
     Object,
     Scene,
@@ -31,6 +32,7 @@ from janusflow_core.world.talk import (
     caption,
     judged,
     parse_prompt,
+    placed,
     questions,
     retell,
     sample_prompts,
@@ -377,6 +379,18 @@ def test_a_judge_asks_about_what_is_there_and_about_what_is_not():
     told = [pair for _ in range(400) for pair in judged(sample_training_example(rng)[2], rng)]
     yes, no = (sum(answer == which for _, answer in told) for which in ("yes", "no"))
     assert 0.3 < yes / (yes + no) < 0.8 and len({answer for _, answer in told}) == 7  # five numbers
+
+
+def test_places_are_asked_rightly_and_wrongly_of_two_things_that_have_them():
+    draws = [placed(LEFT, random.Random(seed)) for seed in range(300)]
+    assert {tuple(answer for _, answer in draw) for draw in draws} == {("yes", "no")}
+    right = {"Is the circle left of the square?", "Is the square right of the circle?"}
+    assert {question for draw in draws for question, answer in draw if answer == "yes"} == right
+    every = {
+        f"Is the {a} {place} the {b}?" for a, b in (("circle", "square"), ("square", "circle")) for place in RELATIONS
+    }
+    assert {question for draw in draws for question, answer in draw if answer == "no"} == every - right
+    assert not any(placed(things, random.Random(0)) for things in (DIAGONAL, TWINS, scene(LEFT.objects[0])))
 
 
 def test_a_scene_is_retold_in_every_way_that_it_fits():
