@@ -37,7 +37,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
 
 
-Solver = Literal["euler", "heun", "ab2", "dpmpp_2m"]  # the names of sampling.SOLVERS
+Solver = Literal["euler", "heun", "ab2", "dpmpp_2m", "renoise"]  # the names of sampling.SOLVERS
 AnyPart = TypeVar("AnyPart", bound=Part)
 
 

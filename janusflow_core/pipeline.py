@@ -167,7 +167,7 @@ class JanusFlowPipeline(Understanding):
             if mask is not None:
                 inpaint = sampling.Inpaint(x, canvas.latent_mask(mask, noise), noise, times[0], differential)
         velocity = self.guided_velocity(rows, negative_prompt, guided, noise.shape)
-        latents = sampling.integrate(velocity, z, times, solver or self.drawing.solver, inpaint, on_step)
+        latents = sampling.integrate(velocity, z, times, solver or self.drawing.solver, inpaint, on_step, noise)
         return self._finish(latents, output, rows, best_of)
 
     __call__ = generate

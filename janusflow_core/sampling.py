@@ -7,6 +7,7 @@ times are float32 whatever the model computes in; the authors' bf16 steps add up
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +17,11 @@ from torch import Tensor
 Velocity = Callable[[Tensor, float], Tensor]
 # (steps done, steps in all, the picture the flow is heading for (B, C, h, w)); may raise to cancel
 OnStep = Callable[[int, int, Tensor], None]
-# (velocity, z, where the flow is, where it was a step before, the time to reach) -> z there
-Step = Callable[[Velocity, Tensor, "Point", "Point | None", float], Tensor]
+Fresh = Callable[[], Tensor]  # noise that was not there before, (B, C, h, w)
+# (velocity, z, where the flow is, where it was a step before, the time to reach, new noise) -> z there
+Step = Callable[[Velocity, Tensor, "Point", "Point | None", float, Fresh], Tensor]
+RENEWED, RENEWED_FROM, RENEWED_TO = 0.8, 0.1, 0.6  # how much of the noise, and when on the way
+ROUNDING = 1e-6  # of times that were noise levels in float32
 
 
 def time_grid(steps: int, start: float = 0.0, shift: float = 1.0) -> list[float]:
@@ -40,6 +44,14 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     changes a picture."""
     rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(rows)
+
+
+def fresh_noise(noise: Tensor) -> Fresh:
+    """Draws more and more noise like this (B, C, h, w): each row follows from the same row here, bit by bit, so that
+    no batch or device changes a picture."""
+    rows = noise.detach().float().cpu().contiguous()
+    generators = [torch.Generator().manual_seed(zlib.crc32(row.numpy())) for row in rows]
+    return lambda: torch.stack([torch.randn(rows.shape[1:], generator=own) for own in generators]).to(noise.device)
 
 
 def spherical_mix(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -79,20 +91,20 @@ class Point:
     ahead: Tensor
 
 
-def euler(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
+def euler(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float, fresh: Fresh) -> Tensor:
     """First order, one evaluation a step: the authors' solver."""
     return z + here.v * (t_next - here.t)
 
 
-def heun(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
+def heun(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float, fresh: Fresh) -> Tensor:
     """Second order, two evaluations a step; the last step is Euler's, because t = 1 was never trained."""
     dt = t_next - here.t
-    if t_next >= 1.0 - 1e-6:
+    if t_next >= 1.0 - ROUNDING:
         return z + here.v * dt
     return z + 0.5 * dt * (here.v + velocity(z + here.v * dt, t_next).float())
 
 
-def ab2(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
+def ab2(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float, fresh: Fresh) -> Tensor:
     """Adams and Bashforth's: second order with one evaluation a step, by the velocity of the step before; the first
     and the last step are Euler's. ComfyUI's ipndm_v of order 2."""
     dt = t_next - here.t
@@ -102,7 +114,7 @@ def ab2(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: 
     return z + dt * ((1.0 + bend) * here.v - bend * last.v)
 
 
-def dpmpp_2m(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float) -> Tensor:
+def dpmpp_2m(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float, fresh: Fresh) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095): second order with one evaluation a step, in the logarithm of the noise that
     is left, by the picture of the step before; the first and the last step are Euler's."""
     left = (1.0 - t_next) / (1.0 - here.t)
@@ -113,7 +125,17 @@ def dpmpp_2m(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_n
     return left * z + (1.0 - left) * ahead
 
 
-SOLVERS: dict[str, Step] = {"euler": euler, "heun": heun, "ab2": ab2, "dpmpp_2m": dpmpp_2m}
+def renoise(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_next: float, fresh: Fresh) -> Tensor:
+    """Euler's step, but where a picture is composed most of the noise that is left is another one: DDIM's step
+    (arXiv 2010.02502, eq. 12) on a straight path. Of what does not fit together, one part can still give way."""
+    if not RENEWED_FROM <= here.t + ROUNDING < RENEWED_TO:
+        return euler(velocity, z, here, last, t_next, fresh)
+    noise = (z - here.t * here.ahead) / (1.0 - here.t)
+    noise = math.sqrt(1.0 - RENEWED**2) * noise + RENEWED * fresh()
+    return interpolate(here.ahead, noise, t_next)
+
+
+SOLVERS: dict[str, Step] = {"euler": euler, "heun": heun, "ab2": ab2, "dpmpp_2m": dpmpp_2m, "renoise": renoise}
 
 
 @dataclass(frozen=True)
@@ -158,19 +180,22 @@ def integrate(
     solver: str = "euler",
     inpaint: Inpaint | None = None,
     on_step: OnStep | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Carry `z` (B, C, h, w) from times[0] to times[-1], in float32 (paper, eq. 4). `on_step` may raise to cancel.
 
-    Raises ValueError for an unknown solver.
+    New noise, where a solver takes any, follows from `noise` (B, C, h, w), by default from `z`. Raises ValueError for
+    an unknown solver.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver {solver!r} is unknown; choose one of {', '.join(SOLVERS)}.")
     velocity = inpaint.around(velocity) if inpaint is not None else velocity
     z, steps, last = z.float(), len(times) - 1, None
+    fresh = fresh_noise(z if noise is None else noise)
     for k, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
         v = velocity(z, t).float()
         here = Point(t, v, z + (1.0 - t) * v)
-        z = SOLVERS[solver](velocity, z, here, last, t_next)
+        z = SOLVERS[solver](velocity, z, here, last, t_next, fresh)
         last = here
         if on_step is not None:
             on_step(k + 1, steps, here.ahead)

@@ -6,15 +6,16 @@ import math
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from ...janusflow_core.canvas import varied_noise
 from ...janusflow_core.guidance import Guidance
-from ...janusflow_core.sampling import time_grid
+from ...janusflow_core.sampling import integrate, time_grid
 from .compat import SDXL, io, latent_preview, model_management, sample, samplers
 from .guidance import with_guidance
 from .model import JanusFlowModel
 
-SAMPLERS = ["auto", "euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "ipndm_v"]
+SAMPLERS = ["auto", "euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "ipndm_v", "renoise"]
 
 
 def seed_input() -> Any:
@@ -101,7 +102,7 @@ def draw(
         model,
         noise,
         cfg,
-        _solver(drawing.solver) if sampler == "auto" else samplers.sampler_object(sampler),
+        _solver(drawing.solver if sampler == "auto" else sampler, noise),
         sigmas,
         positive,
         negative,
@@ -113,11 +114,39 @@ def draw(
     return start
 
 
-def _solver(name: str) -> Any:
-    """ComfyUI's sampler that computes what the library's solver does."""
+def _solver(name: str, noise: torch.Tensor) -> Any:
+    """ComfyUI's sampler of that name, or the one that computes what the library's solver of that name does."""
     if name == "ab2":
         return samplers.ksampler("ipndm_v", {"max_order": 2})
+    if name == "renoise":
+        return samplers.KSAMPLER(_renoise, {"noise": noise})
     return samplers.sampler_object(name)
+
+
+def _renoise(
+    model: Any,
+    z: torch.Tensor,
+    sigmas: torch.Tensor,
+    noise: torch.Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    disable: bool,
+) -> torch.Tensor:
+    """The library's solver as ComfyUI calls a sampler: its model tells the picture ahead at sigma = 1 - t."""
+
+    def velocity(z: torch.Tensor, t: float) -> torch.Tensor:
+        sigma = 1.0 - t
+        return (model(z, z.new_full((len(z),), sigma), **extra_args) - z) / sigma
+
+    def on_step(done: int, steps: int, ahead: torch.Tensor) -> None:
+        bar.update()
+        callback(
+            {"x": ahead, "i": done - 1, "sigma": sigmas[done - 1], "sigma_hat": sigmas[done - 1], "denoised": ahead}
+        )
+
+    times = [1.0 - sigma for sigma in sigmas.tolist()]
+    with tqdm(total=len(times) - 1, disable=disable) as bar:
+        return integrate(velocity, z, times, "renoise", on_step=on_step, noise=noise.to(z.device))
 
 
 def _empty_latent(model: Any, width: int, height: int, batch_size: int) -> dict[str, Any]:

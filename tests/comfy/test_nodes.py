@@ -75,7 +75,7 @@ def test_what_the_widgets_leave_to_the_checkpoint_is_its_own(server):
     assert relative(unguided, tiny().generate(PROMPT, seed=7, guidance=0.0, output="latent")) <= 1e-4
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "dpmpp_2m"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "dpmpp_2m", "renoise"])
 def test_auto_is_the_checkpoints_own_solver(server, solver):
     pipe = golden.micro()
     own = DrawingConfig(steps=5, guidance=3.0, solver=solver, width=48, height=32)
@@ -136,7 +136,7 @@ def test_custom_sampling_draws_what_the_library_draws(server, cfg):
     assert relative(denoised, out) <= 1e-3  # at the last step the picture is what the flow was heading for
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "renoise"])
 def test_every_solver_of_flow_sampler_draws(server, sampler):
     graph = Graph()
     loaded = graph.load()
@@ -145,8 +145,8 @@ def test_every_solver_of_flow_sampler_draws(server, sampler):
         server, graph.flow(loaded, encoded, steps=12), graph.flow(loaded, encoded, steps=12, sampler=sampler)
     )
     assert other.isfinite().all() and relative(other, plain) > 1e-4 and 0.3 < other.std() < 3 * plain.std()
-    if sampler == "heun":
-        assert relative(other, drawn(tiny(), steps=12, solver="heun")) <= 1e-4
+    if sampler in ("heun", "renoise"):
+        assert relative(other, drawn(tiny(), steps=12, solver=sampler)) <= 1e-4
 
 
 @pytest.mark.skipif(not has_compiler(), reason="torch.compile needs a C++ compiler")
@@ -265,7 +265,7 @@ def test_a_noise_mask_keeps_the_other_half(server, uploaded):
 
 
 @pytest.mark.parametrize("differential", [False, True])
-@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "renoise"])
 def test_a_soft_mask_paints_what_the_library_paints(server, uploaded, tmp_path, differential, sampler):
     grey = Image.linear_gradient("L").rotate(90).resize((96, 96))
     graph = Graph()
