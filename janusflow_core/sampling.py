@@ -50,7 +50,7 @@ def fresh_noise(noise: Tensor) -> Fresh:
     """Draws more and more noise like this (B, C, h, w): each row follows from the same row here, bit by bit, so that
     no batch or device changes a picture."""
     rows = noise.detach().float().cpu().contiguous()
-    generators = [torch.Generator().manual_seed(zlib.crc32(row.numpy())) for row in rows]
+    generators = [torch.Generator().manual_seed(zlib.crc32(row.numpy().tobytes())) for row in rows]
     return lambda: torch.stack([torch.randn(rows.shape[1:], generator=own) for own in generators]).to(noise.device)
 
 

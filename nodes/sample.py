@@ -60,8 +60,8 @@ class JanusFlowSampler(io.ComfyNode):
                     options=SAMPLERS,
                     default="auto",
                     advanced=True,
-                    tooltip="auto takes what suits the checkpoint: euler, the paper's, for JanusFlow-1.3B. heun costs "
-                    "two evaluations a step.",
+                    tooltip="auto takes what suits the checkpoint: euler, the paper's, for JanusFlow-1.3B; renoise for "
+                    "janusflow-tiny. heun costs two evaluations a step.",
                 ),
                 io.Float.Input(
                     "shift",

@@ -63,6 +63,12 @@ def test_a_readme_is_short_and_leads_to_every_page(name: str):
     assert [page for page in DOCS if f"(docs/{page}.md)" not in text] == []
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_a_readme_shows_every_workflow(name: str):
+    linked = set(re.findall(r"\]\(workflows/([^)]+\.json)\)", (ROOT / name).read_text(encoding="utf-8")))
+    assert {unquote(link) for link in linked} == {path.name for path in (ROOT / "workflows").glob("*.json")}
+
+
 def test_the_chinese_readme_says_the_same():
     """The same code, pictures and rows, in the same order, and the same figures in each row."""
     chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")

@@ -26,6 +26,7 @@ AROUND, QUALITY = (110, 24), 82  # graph pixels beside and above a node; of the 
 LANGUAGES = {"en": "", "zh": ".zh"}  # and what the name of a picture has for it
 
 TEXT, DESCRIBE, CHAT = "JanusFlow text to image", "JanusFlow describe image", "JanusFlow chat about a picture"
+VALUES = "JanusFlow answers as values"
 SHOWN = ["there and back", "app", "image to image", "best of four", "caption and train"]  # in the README
 # Node -> the workflow that shows it, and, where none does, how to bring it there: in place of a node, or before one.
 NODES = {
@@ -34,12 +35,12 @@ NODES = {
     "JanusFlowSampler": (TEXT,),
     "JanusFlowVAEDecode": (TEXT,),
     "JanusFlowDescribe": (DESCRIBE,),
-    "JanusFlowChoose": (DESCRIBE, "replace", "JanusFlowDescribe"),
-    "JanusFlowNumber": (DESCRIBE, "replace", "JanusFlowDescribe"),
+    "JanusFlowChoose": (VALUES,),
+    "JanusFlowNumber": (VALUES,),
     "JanusFlowJSON": (DESCRIBE, "replace", "JanusFlowDescribe"),
     "JanusFlowCaptionFolder": (DESCRIBE, "replace", "JanusFlowDescribe"),
     "JanusFlowYesNo": ("JanusFlow route by an answer",),
-    "JanusFlowChatTurn": (CHAT, "precede", "JanusFlowAsk"),
+    "JanusFlowChatTurn": ("JanusFlow chat by hand",),
     "JanusFlowAsk": (CHAT,),
     "JanusFlowSaveChat": (CHAT,),
     "JanusFlowLoadChat": (CHAT, "precede", "JanusFlowAsk"),

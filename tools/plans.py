@@ -42,9 +42,12 @@ SIZES = {
     "ImageScale": Size(280, 150, 170),
     "ImageStitch": Size(280, 150, 190),
     "JanusFlowAsk": Size(380, 440, 470),
+    "JanusFlowChatTurn": Size(340, 220, 240),
+    "JanusFlowChoose": Size(360, 330, 350),
     "JanusFlowDescribe": Size(360, 350, 430),
     "JanusFlowEncodePrompt": Size(340, 200, 210),
     "JanusFlowLoader": Size(340, 130, 180),
+    "JanusFlowNumber": Size(340, 300, 320),
     "JanusFlowREPAFineTune": Size(360, 560, 740),
     "JanusFlowRetry": Size(340, 480, 720),
     "JanusFlowSampler": Size(320, 480, 690),
@@ -192,6 +195,23 @@ PLANS: dict[str, list[list[Group]]] = {
             Group("A picture", "draw", [[2], [3], [4], [5]]),
         ],
         [Group("A conversation about it", "ask", [[6], [7], [8, 9]])],
+    ],
+    "JanusFlow chat by hand": [
+        [
+            Group("Model", "model", [[1, 10]]),
+            Group("A picture", "draw", [[2], [3], [4], [5]]),
+        ],
+        [Group("What was said, and what you ask now", "ask", [[6], [7], [8], [9]])],
+    ],
+    "JanusFlow answers as values": [
+        [
+            Group("Model", "model", [[1, 14]]),
+            Group("A picture", "draw", [[2], [3], [4], [5]]),
+        ],
+        [
+            Group("Questions", "ask", [[6, 7], [8, 9]]),
+            Group("What the answers decide", "other", [[10], [11], [12], [13]]),
+        ],
     ],
     "JanusFlow from SDXL": [
         [

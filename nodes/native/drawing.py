@@ -46,7 +46,7 @@ def strength_inputs() -> list[Any]:
             max=30.0,
             step=0.1,
             tooltip="Guidance weight; 1 is none and twice as fast. Below 0 takes what suits the checkpoint: 2 "
-            "for JanusFlow-1.3B, 2.5 for janusflow-tiny.",
+            "for JanusFlow-1.3B, 3 for janusflow-tiny.",
         ),
     ]
 

@@ -70,7 +70,7 @@ class Graph:
             "height": 0,
             "batch_size": 1,
             "denoise": 1.0,
-            "sampler": "auto",
+            "sampler": "euler",
             "shift": 1.0,
             "positive": encoded[0],
             "negative": encoded[1],

@@ -61,7 +61,7 @@ def ksampler(graph: Graph, loaded: graphs.Node, positive, negative, latent=None,
 
 @pytest.fixture(scope="module")
 def plain() -> Tensor:
-    return tiny().generate(PROMPT, steps=STEPS, guidance=CFG, seed=SEED, output="latent")
+    return tiny().generate(PROMPT, steps=STEPS, guidance=CFG, seed=SEED, output="latent", solver="euler")
 
 
 # --- conditioning -----------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_schedulers_that_keep_the_flows_time_draw_its_picture(server, solutions,
 @pytest.mark.parametrize("scheduler", BENT[3:])
 def test_schedulers_of_diffusion_models_miss_it(server, solutions, scheduler):
     found = drawn_by(server, "euler", scheduler)
-    assert sum(map(relative, found, solutions)) / len(TEXTS) > 0.3
+    assert sum(map(relative, found, solutions)) / len(TEXTS) > 0.15  # further than any that runs evenly
 
 
 # --- guiders and samplers ---------------------------------------------------------------------------------------
@@ -361,6 +361,7 @@ def test_inpaint_conditioning_paints_what_the_mask_frees(server, tmp_path):
         mask=torch.cat((torch.zeros(1, 96, 48), torch.ones(1, 96, 48)), dim=2),
         steps=30,
         guidance=2.5,
+        solver="euler",
         seed=SEED,
         output="latent",
     )

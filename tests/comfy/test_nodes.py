@@ -42,7 +42,8 @@ def stocked(server):
 
 def drawn(pipe, prompt=PROMPT, **changed):
     """What the core library draws, at the model's scale."""
-    return pipe.generate(prompt, **{"steps": 4, "guidance": 2.0, "seed": 7, "output": "latent", **changed})
+    options = {"steps": 4, "guidance": 2.0, "solver": "euler", "seed": 7, "output": "latent"}
+    return pipe.generate(prompt, **options | changed)
 
 
 # --- words to pictures ------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def test_what_the_widgets_leave_to_the_checkpoint_is_its_own(server):
     graph = Graph()
     loaded = graph.load()
     encoded = graph.encode(loaded)
-    own, none = graph.flow(loaded, encoded, steps=0, cfg=-1.0), graph.flow(loaded, encoded, steps=0, cfg=0.0)
+    own, none = (graph.flow(loaded, encoded, steps=0, cfg=cfg, sampler="auto") for cfg in (-1.0, 0.0))
     found, unguided = graph.latents(server, own, none)
     assert relative(found, tiny().generate(PROMPT, seed=7, output="latent")) <= 1e-4
     assert relative(unguided, tiny().generate(PROMPT, seed=7, guidance=0.0, output="latent")) <= 1e-4
@@ -83,7 +84,7 @@ def test_auto_is_the_checkpoints_own_solver(server, solver):
     save_single(server.base / "models/checkpoints" / f"{solver}.safetensors", **graphs.parts(pipe, parts=parts))
     graph = Graph()
     loaded = graph.load(f"{solver}.safetensors")
-    sampled = graph.flow(loaded, graph.encode(loaded), steps=0, cfg=-1.0)
+    sampled = graph.flow(loaded, graph.encode(loaded), steps=0, cfg=-1.0, sampler="auto")
     expected = pipe.generate(PROMPT, steps=5, guidance=3.0, solver=solver, width=48, height=32, seed=7, output="latent")
     assert relative(graph.latents(server, sampled)[0], expected) <= 1e-4
 
@@ -216,17 +217,18 @@ def test_prompts_of_two_lengths_share_a_batch(server):
     assert relative(combined, (one + other) / 2) <= 1e-4 and relative(one, other) > 1e-3
 
 
-def test_picture_k_of_a_seed_equals_its_own_run(server):
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+def test_picture_k_of_a_seed_equals_its_own_run(server, sampler):
     graph = Graph()
     loaded = graph.load()
     encoded = graph.encode(loaded)
     batch, *alone = graph.latents(
         server,
-        graph.flow(loaded, encoded, batch_size=3, seed=2**64 - 2),
-        *(graph.flow(loaded, encoded, seed=seed) for seed in (2**64 - 2, 2**64 - 1, 0)),
+        graph.flow(loaded, encoded, batch_size=3, seed=2**64 - 2, sampler=sampler),
+        *(graph.flow(loaded, encoded, seed=seed, sampler=sampler) for seed in (2**64 - 2, 2**64 - 1, 0)),
     )
     for row, single in zip(batch, alone, strict=True):
-        assert relative(row[None], single) <= 1e-5
+        assert relative(row[None], single) <= 5e-3  # sums in another order, after four coarse steps
     assert relative(batch[:1], batch[1:2]) > 0.1
 
 
@@ -396,7 +398,7 @@ def test_both_decoders_give_the_library_s_pictures(server):
     native = graph.add("VAEDecode", samples=sampled, vae=loaded[2])
     ours = graph.add("JanusFlowVAEDecode", samples=sampled, vae=loaded[2], longest_side=0)
     first, second = graph.pictures(server, native, ours)
-    expected = tiny().generate(PROMPT, steps=4, guidance=2.0, seed=7, num_images=2, output="pixels")
+    expected = tiny().generate(PROMPT, steps=4, guidance=2.0, seed=7, num_images=2, output="pixels", solver="euler")
     assert torch.equal(first, second) and (first - expected).abs().max() <= 1.1 / 255
 
 

@@ -36,10 +36,12 @@ PICTURES, WORDS = {CAPTION: 8, CAPTION_AND_TRAIN: 4}, {CAPTION: 8, CAPTION_AND_T
 BESIDE = (FINE_TUNE, CAPTION_AND_TRAIN)
 SWEEP = "JanusFlow sweep"  # nine pictures on a sheet
 BEST, RETRY, ROUTE = "JanusFlow best of four", "JanusFlow draw until right", "JanusFlow route by an answer"
-CHAT, APP = "JanusFlow chat about a picture", "JanusFlow app"
-MORE = {BEST: 3}  # all four are shown, and the best
+CHAT, BY_HAND = "JanusFlow chat about a picture", "JanusFlow chat by hand"
+VALUES, APP = "JanusFlow answers as values", "JanusFlow app"
+MORE = {BEST: 3, VALUES: 1}  # all four are shown, and the best; as many circles as there were objects
 ANY = ("*", "COMFY_MATCHTYPE_V3")  # an input that takes what another one gets
 AGAIN = ("JanusFlow image to image", "JanusFlow inpaint")  # one picture before, one after
+OWN = (*BESIDE, *AGAIN, USE, SWEEP, BEST, RETRY, ROUTE, CHAT, BY_HAND, VALUES)  # have tests of their own
 SHOWN = 4  # times as large as janusflow-tiny draws, so that a node is filled
 every_workflow = pytest.mark.parametrize("name", NAMES)
 with_files_to_come = pytest.mark.parametrize("name", ALL)
@@ -202,10 +204,18 @@ def test_a_picture_does_not_tell_where_the_model_lies(run):
     assert not any("custom_nodes" in json.dumps(node) for node in told)
 
 
-def test_the_native_nodes_do_the_same_as_ours(run):
+def test_the_native_nodes_do_the_same_as_ours(run, server):
+    """With KSampler's settings, which no checkpoint can choose for it."""
     ours, native = run("JanusFlow there and back"), run("JanusFlow native nodes")
-    assert np.abs(ours.pixels() - native.pixels()).max() <= 2
-    assert ours.words == native.words
+    api = json.loads(json.dumps(ours.api))
+    (sampler,) = (node["inputs"] for node in api.values() if node["class_type"] == "JanusFlowSampler")
+    (theirs,) = (node["inputs"] for node in native.api.values() if node["class_type"] == "KSampler")
+    sampler |= {"steps": theirs["steps"], "cfg": theirs["cfg"], "sampler": theirs["sampler_name"]}
+    result = server.run(api)
+    assert result.status == "success", result.error
+    (picture,) = map(server.output_path, result.images)
+    assert np.abs(np.asarray(drawn(picture)).astype(int) - native.pixels()).max() <= 2
+    assert ours.words == native.words and judge(drawn(native.pictures[0]), prompt_text(ours.api))
 
 
 def test_the_demo_finds_its_prompt_picture_and_words(run, server):
@@ -281,9 +291,7 @@ def test_the_sweeps_sheet_shows_each_combination(run):
     assert len({cell.tobytes() for line in cells for cell in line}) == 9
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in (*BESIDE, *AGAIN, USE, SWEEP, BEST, RETRY, ROUTE, CHAT)]
-)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in OWN])
 def test_it_draws_what_it_says_and_says_what_is_there(name, run):
     done = run(name)
     written = [node["inputs"]["text"] for node in done.api.values() if "text" in node["inputs"]]
@@ -314,6 +322,28 @@ def test_the_chat_goes_on_and_is_saved_with_its_picture(run, server):
     # ComfyUI cuts what we round.
     picture = look.pictures[0].reduce(SHOWN)
     assert np.abs(np.asarray(picture) - done.pixels()).max() <= 1 and judge(picture, prompt)
+
+
+def test_a_chat_written_by_hand_goes_on(run):
+    done = run(BY_HAND)
+    assert judge(drawn(done.pictures[0]), prompt_text(done.api)) and done.words == ["square"]
+    turns = [node["inputs"] for node in done.api.values() if node["class_type"] == "JanusFlowChatTurn"]
+    assert [(turn["role"], turn["text"]) for turn in turns] == [
+        ("user", "What color is the circle?"),
+        ("assistant", "red"),
+    ]
+
+
+def test_answers_are_values_that_decide_what_is_drawn(run, server):
+    """The heart is green and there are two things: two green circles."""
+    done = run(VALUES)
+    (first,) = nodes_of(done.workflow, "PreviewImage")
+    before = drawn(server.output_path(done.result.outputs[str(first["id"])]["images"][0]))
+    assert judge(before, "a green heart and a red star")
+    (last,) = nodes_of(done.workflow, "SaveImage")
+    circles = [drawn(server.output_path(picture)) for picture in done.result.outputs[str(last["id"])]["images"]]
+    assert len(circles) == 2 and all(judge(picture, "a green circle") for picture in circles)
+    assert json.loads(done.words[0])["green"] > 0.9
 
 
 def test_the_best_of_four_is_right_where_some_are_not(run, server):

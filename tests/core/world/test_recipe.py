@@ -118,7 +118,7 @@ def test_all_stages_run_and_leave_a_checkpoint_that_loads(tmp_path, processes):
     path = recipe.train(tmp_path, minutes=0.05, processes=processes)
     assert open_checkpoint(path).has_flow and open_checkpoint(path).has_text
     pipe = JanusFlowPipeline.from_pretrained(path, device="cpu", dtype=torch.float32)
-    assert pipe.drawing.guidance == recipe.GUIDANCE and pipe.drawing.preview is not None
+    assert (pipe.drawing.guidance, pipe.drawing.solver) == (3.0, "renoise") and pipe.drawing.preview is not None
     assert pipe.generate("a heart", steps=2)[0].size == (96, 96)
     assert isinstance(pipe.describe(pipe.generate("a heart", steps=1)[0], max_new_tokens=3), str)
     changed = path.stat().st_mtime_ns
