@@ -49,7 +49,8 @@ class JanusFlowChoose(io.ComfyNode):
         answers = [choice.answer for choice in choices]
         chances = [choice.probabilities[choice.answer] for choice in choices]
         numbers = [list(spellings).index(answer) for answer in answers]
-        every = [json.dumps(choice.probabilities, ensure_ascii=False) for choice in choices]
+        rounded = [{answer: round(p, 4) for answer, p in choice.probabilities.items()} for choice in choices]
+        every = [json.dumps(one, ensure_ascii=False) for one in rounded]
         told = [f"{answer} ({chance:.1%})" for answer, chance in zip(answers, chances, strict=True)]
         return io.NodeOutput(answers, chances, numbers, every, ui=shown(told, cls.hidden))
 

@@ -44,7 +44,9 @@ def run(server: Server, path: Path) -> tuple[Image.Image, str]:
     result = server.run(api, workflow)
     if result.status != "success":
         raise RuntimeError(f"{path.name}: {result.error or result.status}")
-    words = [text for text in shown(api, result, ["PreviewAny"], "text") if not text.isdigit() and not text.startswith("{")]
+    words = [
+        text for text in shown(api, result, ["PreviewAny"], "text") if not text.isdigit() and not text.startswith("{")
+    ]
     most = max((output.get("images", []) for output in result.outputs.values()), key=len)
     several = most if len(most) > 1 else result.images  # of one node that shows a batch, else of all
     pictures = [Image.open(server.output_path(image)).convert("RGB") for image in several]
