@@ -209,7 +209,7 @@ PLANS: dict[str, list[list[Group]]] = {
             Group("A picture", "draw", [[2], [3], [4], [5]]),
         ],
         [
-            Group("Questions", "ask", [[6, 7], [8, 9]]),
+            Group("Questions", "ask", [[6], [9, 8], [7]]),
             Group("What the answers decide", "other", [[10], [11], [12], [13]]),
         ],
     ],
