@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 Velocity = Callable[[Tensor, float], Tensor]
 # (steps done, steps in all, the picture the flow is heading for (B, C, h, w)); may raise to cancel
 OnStep = Callable[[int, int, Tensor], None]
-Fresh = Callable[[], Tensor]  # noise that was not there before, (B, C, h, w)
+Fresh = Iterator[Tensor]  # noise that was not there before, (B, C, h, w) each time
 # (velocity, z, where the flow is, where it was a step before, the time to reach, new noise) -> z there
 Step = Callable[[Velocity, Tensor, "Point", "Point | None", float, Fresh], Tensor]
 RENEWED, RENEWED_FROM, RENEWED_TO = 0.8, 0.1, 0.6  # how much of the noise, and when on the way
@@ -49,9 +49,10 @@ def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
 def fresh_noise(noise: Tensor) -> Fresh:
     """Draws more and more noise like this (B, C, h, w): each row follows from the same row here, bit by bit, so that
     no batch or device changes a picture."""
-    rows = noise.detach().float().cpu().contiguous()
+    rows = noise.detach().float().cpu().contiguous()  # not before the first is asked for
     generators = [torch.Generator().manual_seed(zlib.crc32(row.numpy().tobytes())) for row in rows]
-    return lambda: torch.stack([torch.randn(rows.shape[1:], generator=own) for own in generators]).to(noise.device)
+    while True:
+        yield torch.stack([torch.randn(rows.shape[1:], generator=own) for own in generators]).to(noise.device)
 
 
 def spherical_mix(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -131,7 +132,7 @@ def renoise(velocity: Velocity, z: Tensor, here: Point, last: Point | None, t_ne
     if not RENEWED_FROM <= here.t + ROUNDING < RENEWED_TO:
         return euler(velocity, z, here, last, t_next, fresh)
     noise = (z - here.t * here.ahead) / (1.0 - here.t)
-    noise = math.sqrt(1.0 - RENEWED**2) * noise + RENEWED * fresh()
+    noise = math.sqrt(1.0 - RENEWED**2) * noise + RENEWED * next(fresh)
     return interpolate(here.ahead, noise, t_next)
 
 

@@ -217,8 +217,8 @@ def test_prompts_of_two_lengths_share_a_batch(server):
     assert relative(combined, (one + other) / 2) <= 1e-4 and relative(one, other) > 1e-3
 
 
-@pytest.mark.parametrize("sampler", ["euler", "renoise"])
-def test_picture_k_of_a_seed_equals_its_own_run(server, sampler):
+@pytest.mark.parametrize(("sampler", "rounding"), [("euler", 1e-4), ("renoise", 5e-3)])  # of four coarse steps
+def test_picture_k_of_a_seed_equals_its_own_run(server, sampler, rounding):
     graph = Graph()
     loaded = graph.load()
     encoded = graph.encode(loaded)
@@ -228,7 +228,7 @@ def test_picture_k_of_a_seed_equals_its_own_run(server, sampler):
         *(graph.flow(loaded, encoded, seed=seed, sampler=sampler) for seed in (2**64 - 2, 2**64 - 1, 0)),
     )
     for row, single in zip(batch, alone, strict=True):
-        assert relative(row[None], single) <= 5e-3  # sums in another order, after four coarse steps
+        assert relative(row[None], single) <= rounding
     assert relative(batch[:1], batch[1:2]) > 0.1
 
 

@@ -144,7 +144,7 @@ def test_renoising_equals_a_loop_by_hand():
         v = curved(z, t)
         data, noise = z + (1 - t) * v, z - t * v
         if k in (1, 2, 3, 4, 5):
-            noise = 0.6 * noise + 0.8 * fresh()
+            noise = 0.6 * noise + 0.8 * next(fresh)
         z = t_next * data + (1 - t_next) * noise
     assert_close(integrate(curved, NOISE, time_grid(10), "renoise"), z, MODULE)
 
@@ -152,9 +152,9 @@ def test_renoising_equals_a_loop_by_hand():
 def test_new_noise_follows_from_each_row_of_the_noise_alone():
     start = draw_noise((4, 6, 4), [3, 8])
     both, second = fresh_noise(start), fresh_noise(start[1:])
-    draws = [both() for _ in range(50)]
+    draws = [next(both) for _ in range(50)]
     for new in draws:
-        assert torch.equal(new[1:], second())
+        assert torch.equal(new[1:], next(second))
     every = torch.stack(draws)  # (50, 2, 4, 6, 4)
     assert every.mean().abs() < 0.05 and every.std() == pytest.approx(1, abs=0.03)
     assert every[:, 0].flatten().dot(every[:, 1].flatten()).abs() < 4 * math.sqrt(every[:, 0].numel())
