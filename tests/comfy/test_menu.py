@@ -80,7 +80,11 @@ def click_with_the_mouse(editor: Page, node: int) -> None:
         }""",
         node,
     )
-    editor.wait_for_timeout(1000)  # Vue's nodes follow the canvas a little later
+    editor.wait_for_function(  # Vue's nodes follow the canvas a little later
+        """([x, y, id]) => !document.querySelector('[data-node-id]')
+            || document.elementFromPoint(x, y)?.closest('[data-node-id]')?.dataset.nodeId == id""",
+        arg=[x, y, node],
+    )
     editor.mouse.click(x, y, button="right")
     with editor.expect_response("**/prompt") as reply:
         editor.get_by_text(ENTRY, exact=True).first.click()
