@@ -52,6 +52,7 @@ def commands() -> dict[str, type]:
     from .demo import Demo
     from .describe import Describe
     from .doctor import Doctor
+    from .download import Download
     from .evaluate import Evaluate
     from .generate import Generate, Sweep
     from .train import Train
@@ -62,6 +63,7 @@ def commands() -> dict[str, type]:
         "describe": Describe,
         "caption": Caption,
         "convert": Convert,
+        "download": Download,
         "doctor": Doctor,
         "demo": Demo,
         "evaluate": Evaluate,

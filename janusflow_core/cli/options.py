@@ -46,11 +46,11 @@ def status(text: str = "") -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
     """A bar on the terminal while something is counted: what is inside tells it how many are done, and of how many."""
     from tqdm import tqdm
 
-    with tqdm(desc=title, leave=False, disable=None) as bar:
+    with tqdm(desc=title, leave=False, disable=None, unit=unit, unit_scale=unit == "B") as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
