@@ -2,8 +2,11 @@
 
 Everything is installed into .venv (or JANUSFLOW_VENV) and found again the next time. JANUSFLOW_TORCH replaces
 pip's arguments for torch ("" leaves torch as it is), COMFYUI_PATH names a ComfyUI that is already here.
+
+`python3 start.py download` gets the official weights and installs nothing: any Python does it, ComfyUI's too.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -76,10 +79,28 @@ def arguments(run: str, given: list) -> list:
     return ["-m", *RUNS[run], *(given or ALL.get(run, []))]
 
 
+def download(given: list) -> int:
+    """What `janusflow download` does, which needs the standard library only; its command line needs more."""
+    from janusflow_core.cli.download import Download
+
+    parser = argparse.ArgumentParser("start.py download", description=Download.__doc__)
+    parser.add_argument("--only", choices=["model", "vae"], help="get one of the two; by default both")
+    parser.add_argument("--models", type=Path, help="ComfyUI's folder of models")
+    parser.add_argument("--accept-licenses", action="store_true", help="do not ask, for scripts")
+    try:
+        return Download(**vars(parser.parse_args(given))).run()
+    except (OSError, ValueError) as error:
+        sys.exit(f"start.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("start.py: stopped; the same command goes on")
+
+
 def main() -> None:
     """Prepares the environment, then becomes the demo or the tests."""
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 is, it gets a sentence
         sys.exit(f"got Python {sys.version.split()[0]}, expected 3.10 or newer")
+    if sys.argv[1:2] == ["download"]:
+        sys.exit(download(sys.argv[2:]))
     if len(sys.argv) < 2 or sys.argv[1] not in RUNS:
         sys.exit(__doc__)
     run, rest = sys.argv[1], sys.argv[2:]

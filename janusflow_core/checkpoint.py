@@ -79,7 +79,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     if path.is_file():
         return _open_single(path)
     known, hint = ", ".join(bundled_names()) or "none", ""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if str(source).endswith("JanusFlow-1.3B"):
+        hint = "; `janusflow download` gets JanusFlow-1.3B and says where it is"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         hint = (
             f"; to get it from the Hugging Face hub, run `hf download {source} --local-dir {path.name}` "
             f"(from pip install huggingface_hub), then load the folder {path.name}"

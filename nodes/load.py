@@ -32,14 +32,17 @@ class JanusFlowLoader(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=checkpoint_names(),
-                    tooltip="janusflow-tiny ships with this pack. Others come from models/janusflow (files, or "
-                    "folders in the official layout), models/checkpoints and models/diffusion_models.",
+                    tooltip="janusflow-tiny ships with this pack. JanusFlow-1.3B (4.1 GB, DeepSeek Model License): run "
+                    "`python start.py download` in this pack's folder, or put all files of "
+                    "huggingface.co/deepseek-ai/JanusFlow-1.3B into models/janusflow/JanusFlow-1.3B. Files of "
+                    "models/checkpoints and models/diffusion_models are listed too.",
                 ),
                 io.Combo.Input(
                     "vae",
                     options=[FROM_CHECKPOINT, NO_VAE, *folder_paths.get_filename_list("vae")],
                     default=FROM_CHECKPOINT,
-                    tooltip="The official checkpoint brings no VAE: choose any SDXL VAE. A checkpoint that has "
+                    tooltip="JanusFlow-1.3B brings no VAE: choose any SDXL VAE of models/vae. The same download brings "
+                    "sdxl_vae.safetensors (335 MB, MIT) of huggingface.co/stabilityai/sdxl-vae. A checkpoint that has "
                     "its own, like janusflow-tiny, needs exactly that one.",
                 ),
                 io.Combo.Input(
@@ -94,8 +97,9 @@ def _load_vae(checkpoint: Checkpoint, choice: str) -> Any:
     own = checkpoint.read_vae()
     if own is None:
         raise ValueError(
-            f"{checkpoint.name} brings no VAE: choose an SDXL VAE (for example sdxl_vae.safetensors in "
-            "models/vae) in the field `vae`, or `none` if the graph makes no pictures."
+            f"{checkpoint.name} brings no VAE: choose an SDXL VAE in the field `vae`, or `none` if the graph makes no "
+            "pictures. `python start.py download` in this pack's folder puts sdxl_vae.safetensors (335 MB, MIT) of "
+            "https://huggingface.co/stabilityai/sdxl-vae into models/vae."
         )
     return native_vae(own)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 def one_line(text: str) -> str:
@@ -39,7 +40,11 @@ def runtime_errors_in_words() -> Iterator[None]:
 @contextmanager
 def status(text: str = "") -> Iterator[Callable[[str], None]]:
     """A line on the terminal that says what is going on; what is inside may change it."""
-    from tqdm import tqdm
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda text: None
+        return
 
     with tqdm(bar_format="{desc}", desc=text, leave=False, disable=None) as line:
         yield line.set_description_str
@@ -48,7 +53,11 @@ def status(text: str = "") -> Iterator[Callable[[str], None]]:
 @contextmanager
 def progress(title: str, unit: str = "it") -> Iterator[Callable[[int, int], None]]:
     """A bar on the terminal while something is counted: what is inside tells it how many are done, and of how many."""
-    from tqdm import tqdm
+    try:
+        from tqdm import tqdm
+    except ImportError:  # in the bare Python that start.py may run in
+        yield partial(_percent, title)
+        return
 
     with tqdm(desc=title, leave=False, disable=None, unit=unit, unit_scale=unit == "B") as bar:
 
@@ -57,3 +66,9 @@ def progress(title: str, unit: str = "it") -> Iterator[Callable[[int, int], None
             bar.update(done - bar.n)
 
         yield show
+
+
+def _percent(title: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done >= total else ""
+        print(f"\r{title} {100 * done // max(total, 1)} %", end=end, file=sys.stderr, flush=True)

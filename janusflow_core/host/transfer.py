@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 CHUNK = 1 << 20  # bytes
@@ -182,17 +182,9 @@ def _refused(error: urllib.error.HTTPError, begin: int) -> Exception:
 class _OwnToken(urllib.request.HTTPRedirectHandler):
     """Sends the token to the server that it is for, not to where that one sends us."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if request is not None and urlsplit(newurl)[:2] != urlsplit(req.full_url)[:2]:
+    def redirect_request(self, req: urllib.request.Request, *given: Any) -> urllib.request.Request | None:
+        request = super().redirect_request(req, *given)
+        if request is not None and urlsplit(request.full_url)[:2] != urlsplit(req.full_url)[:2]:
             request.remove_header("Authorization")
         return request
 

@@ -44,9 +44,14 @@ def checkpoint_path(name: str) -> Path:
     for folder in (FOLDER, *SHARED_FOLDERS):
         if name in _files(folder) and (path := folder_paths.get_full_path(folder, name)):
             return Path(path)
+    official = (
+        " JanusFlow-1.3B (4.1 GB, DeepSeek Model License) comes with `python start.py download` in this pack's folder, "
+        "or by hand: all files of https://huggingface.co/deepseek-ai/JanusFlow-1.3B into "
+        "models/janusflow/JanusFlow-1.3B."
+    )
     raise FileNotFoundError(
         f"There is no checkpoint {name!r}: put it into models/janusflow, models/checkpoints or "
-        "models/diffusion_models and press R to refresh the list."
+        f"models/diffusion_models and press R to refresh the list.{official if '1.3b' in name.lower() else ''}"
     )
 
 

@@ -466,8 +466,11 @@ def test_what_does_not_exist_is_named(tmp_path: Path):
 
 
 def test_a_hubs_name_says_how_to_get_it():
-    with pytest.raises(FileNotFoundError, match="hf download deepseek-ai/JanusFlow-1.3B --local-dir JanusFlow-1.3B"):
-        open_checkpoint("deepseek-ai/JanusFlow-1.3B")
+    with pytest.raises(FileNotFoundError, match="hf download someone/Flow.2 --local-dir Flow.2"):
+        open_checkpoint("someone/Flow.2")
+    for name in ("deepseek-ai/JanusFlow-1.3B", "models/JanusFlow-1.3B", "JanusFlow-1.3B"):
+        with pytest.raises(FileNotFoundError, match="`janusflow download` gets JanusFlow-1.3B"):
+            open_checkpoint(name)
 
 
 def test_loading_and_converting_tell_how_far_they_are(folder: Path, tmp_path: Path):
