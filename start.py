@@ -10,8 +10,11 @@ import argparse
 import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,20 +24,59 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "janusflow-installed.json"
 TORCH = os.environ.get("JANUSFLOW_TORCH", "torch==2.12.1 torchvision==0.27.1 torchaudio==2.11.0")
 RUNS = {"demo": ["janusflow_core.cli", "demo"], "test": ["pytest"]}
+SPACE = 8e9  # bytes of the environment: most is torch's build for CUDA, others take less
 ALL = {"test": ["-n", "2", "--dist", "worksteal"]}  # arguments where none are given: all tests, in two processes
 
 
+# What the output of pip or venv holds when it fails -> what to do; all is kept, and the same command goes on.
+REMEDIES = {
+    r"No space left on device|Disk quota exceeded|Errno 28": "the disk is full: free some space",
+    r"ensurepip is not|No module named '?(ensurepip|venv)": "this Python cannot make environments: on Debian and "
+    "Ubuntu install python3-venv, elsewhere a Python from python.org",
+    r"No module named '?pip\b": "the environment has no pip: {python} -m ensurepip",
+    r"ProxyError|407 Proxy": "the proxy refuses: look at HTTPS_PROXY",
+    r"SSLError|CERTIFICATE_VERIFY_FAILED": "the index's certificate is not trusted: name your network's in PIP_CERT",
+    r"ConnectionError|Connection(Refused|Reset|Aborted)|Timeout|timed out|name resolution|getaddrinfo|IncompleteRead|"
+    r"Network is unreachable|RemoteDisconnected": "the package index cannot be reached, or went silent: look at the "
+    "network, HTTPS_PROXY and PIP_INDEX_URL",
+    r"No matching distribution found|Could not find a version|requires a different Python": "the package index has no "
+    "such package for Python {version}: take one from 3.10 to 3.13, or look at PIP_INDEX_URL",
+    r"Permission denied|Errno 13|Read-only file system": "nothing may be written to {venv}: set JANUSFLOW_VENV to a "
+    "folder of yours",
+}
+
+
 def stage(name: str, command: list) -> str:
-    """Runs one step and returns its output; a failure shows the end of what it wrote and ends the script."""
+    """Runs one step and returns its output; a failure ends the script with what to do, or the end of what it wrote."""
     print(f"{name:<34}", end="", flush=True)
+    again = f"\r{name:<34}" if sys.stdout.isatty() else ""
     begun = time.monotonic()
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.monotonic() - begun
-    if done.returncode != 0:
-        print(f"failed after {seconds:.0f} s")
-        sys.exit("\n".join((done.stdout + done.stderr).rstrip().splitlines()[-20:]))
-    print(f"{seconds:6.0f} s")
-    return done.stdout
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        run = subprocess.Popen([str(part) for part in command], cwd=str(ROOT), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while run.poll() is None:
+                time.sleep(0.2)
+                print(f"{again}{time.monotonic() - begun:6.0f} s" if again else "", end="", flush=True)
+        finally:
+            run.kill()  # which it survives where it has ended
+            run.wait()
+        log.seek(0)
+        output = log.read()
+    print(f"{again}{'failed after' if run.returncode else ''}{time.monotonic() - begun:6.0f} s")
+    if run.returncode != 0:
+        sys.exit(explained(output))
+    return output
+
+
+def explained(output: str) -> str:
+    """What to do about a step's failure, if that is known, else the end of its output."""
+    end = output.rstrip().splitlines()[-20:]
+    for sign, remedy in REMEDIES.items():
+        for line in end:
+            if re.search(sign, line):
+                known = remedy.format(python=PYTHON, version=sys.version.split()[0], venv=VENV)
+                return f"start.py: {known}; then the same command goes on from here. It said:\n{line.strip()}"
+    return "\n".join(end)
 
 
 def installed() -> dict:
@@ -54,15 +96,23 @@ def install(name: str, arguments: list, *described_in: Path) -> None:
         return
     pip = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     stage(f"install {name}", [*pip, *arguments])
-    STAMP.write_text(json.dumps({**installed(), name: asked.hexdigest()}), encoding="utf-8")
+    record({**installed(), name: asked.hexdigest()})
+
+
+def record(stages: dict) -> None:
+    """Writes down what is installed, whole or not at all."""
+    new = STAMP.with_suffix(".new")
+    new.write_text(json.dumps(stages), encoding="utf-8")
+    os.replace(str(new), str(STAMP))
 
 
 def prepare(run: str) -> Path:
     """Makes the environment that `run` needs and returns ComfyUI's folder."""
     # An own .venv without a record may be half made; a venv of the user's is only ever added to.
     if not PYTHON.exists() or not (STAMP.exists() or os.environ.get("JANUSFLOW_VENV")):
+        check_disk()
         stage("create the environment", [sys.executable, "-m", "venv", VENV])
-        STAMP.write_text("{}", encoding="utf-8")
+        record({})
     # By path and isolated (-I): the package around the file needs what is not installed yet.
     found = stage("find ComfyUI", [PYTHON, "-I", ROOT / "janusflow_core" / "host" / "find.py"])
     comfyui = Path(found.strip().splitlines()[-1])
@@ -72,6 +122,17 @@ def prepare(run: str) -> Path:
     install("ComfyUI's requirements", ["-r", str(requirements)], requirements)
     install(f"JanusFlow for {run}", ["-e", f".[{run}]"], ROOT / "pyproject.toml")
     return comfyui
+
+
+def check_disk() -> None:
+    """Ends the script where the environment cannot fit."""
+    folder = next(path for path in VENV.parents if path.exists())
+    free, wanted = shutil.disk_usage(str(folder)).free, SPACE if "JANUSFLOW_TORCH" not in os.environ else SPACE / 4
+    if free < wanted:
+        sys.exit(
+            f"start.py: {folder} has {free / 1e9:.1f} GB free, about {wanted / 1e9:.0f} GB are needed: free some "
+            "space, or set JANUSFLOW_VENV to a folder on another disk"
+        )
 
 
 def arguments(run: str, given: list) -> list:
@@ -91,14 +152,12 @@ def download(given: list) -> int:
         return Download(**vars(parser.parse_args(given))).run()
     except (OSError, ValueError) as error:
         sys.exit(f"start.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("start.py: stopped; the same command goes on")
 
 
 def main() -> None:
     """Prepares the environment, then becomes the demo or the tests."""
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 is, it gets a sentence
-        sys.exit(f"got Python {sys.version.split()[0]}, expected 3.10 or newer")
+        sys.exit(f"start.py: got Python {sys.version.split()[0]}, expected 3.10 or newer: run it with another Python")
     if sys.argv[1:2] == ["download"]:
         sys.exit(download(sys.argv[2:]))
     if len(sys.argv) < 2 or sys.argv[1] not in RUNS:
@@ -115,4 +174,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstart.py: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
