@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from janusflow_core.host.find import find_comfyui
 from janusflow_core.host.server import Server
@@ -90,19 +90,26 @@ def main(names: list[str]) -> None:
     """Make the named pictures, or all."""
     nodes = [name for name in names or NODES if name in NODES]
     graphs = [name for name in names or SHOWN if name not in NODES]
-    with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as server, chromium() as browser:
+    with chromium() as browser:
+        for language, mark in LANGUAGES.items():
+            shown = [] if mark else graphs
+            if nodes or shown:
+                make(browser, language, mark, nodes, shown)
+
+
+def make(browser: Browser, language: str, mark: str, nodes: list[str], graphs: list[str]) -> None:
+    """The pictures of one language, from a server of its own, where nothing has been trained, captioned or saved."""
+    with Server(find_comfyui(), pack=CHECKOUT, pack_name="ComfyUI-JanusFlow") as server:
         for color in ("red", "green", "blue"):  # for Caption Folder
             save_scene(server.base / "input" / "shapes" / f"{color}.png", color)
-        for language, mark in LANGUAGES.items() if nodes else ():
-            page, _ = open_editor(browser, server, language, vue=True, size=VIEW)
-            for node in nodes:
-                show(page, *NODES[node], node=node)
-                shoot(page, node, HELP / "pictures" / f"{node}{mark}.jpg", 1)
-            page.context.close()
-        page, _ = open_editor(browser, server, vue=True, size=VIEW)
+        page, _ = open_editor(browser, server, language, vue=True, size=VIEW)
+        for node in nodes:
+            show(page, *NODES[node], node=node)
+            shoot(page, node, HELP / "pictures" / f"{node}{mark}.jpg", 1)
         for name in graphs:
             show(page, f"JanusFlow {name}")
             shoot(page, "", GRAPHS / f"{name}.jpg", 0.6)
+        page.context.close()
 
 
 def save_scene(path: Path, color: str) -> None:
@@ -117,6 +124,8 @@ def show(page: Page, workflow: str, *bring: str, node: str = "") -> None:
     load(page, json.loads((WORKFLOWS / f"{workflow}.json").read_text(encoding="utf-8")))
     if bring:
         page.evaluate(BRING, [node, *bring])
+    page.evaluate("window.app.api.fetchApi('/free', { method: 'POST', body: '{\"free_memory\": true}' })")
+    page.wait_for_timeout(1000)  # nothing comes from ComfyUI's cache then: nodes show only what they did themselves
     logger.info("%s %s: %s", workflow, node, "shown" if "precede" in bring else run_graph(page, timeout=900_000))
 
 

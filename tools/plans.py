@@ -51,7 +51,7 @@ SIZES = {
     "JanusFlowREPAFineTune": Size(360, 560, 740),
     "JanusFlowRetry": Size(340, 480, 720),
     "JanusFlowSampler": Size(320, 480, 690),
-    "JanusFlowSaveChat": Size(380, 400),
+    "JanusFlowSaveChat": Size(380, 260),
     "JanusFlowScore": Size(340, 270),
     "JanusFlowSheet": Size(280, 80, 110),
     "JanusFlowSweep": Size(340, 180, 230),
