@@ -3,7 +3,8 @@
 Everything is installed into .venv (or JANUSFLOW_VENV) and found again the next time. JANUSFLOW_TORCH replaces
 pip's arguments for torch ("" leaves torch as it is), COMFYUI_PATH names a ComfyUI that is already here.
 
-`python3 start.py download` gets the official weights and installs nothing: any Python does it, ComfyUI's too.
+`python3 start.py download` gets the official weights, `python3 start.py doctor` looks for what keeps JanusFlow from
+working. Both install nothing: any Python runs them, and ComfyUI's tells most.
 """
 
 import argparse
@@ -140,16 +141,21 @@ def arguments(run: str, given: list) -> list:
     return ["-m", *RUNS[run], *(given or ALL.get(run, []))]
 
 
-def download(given: list) -> int:
-    """What `janusflow download` does, which needs the standard library only; its command line needs more."""
+def command(name: str, given: list) -> int:
+    """`janusflow download` or `janusflow doctor` in this Python, which may lack all that their command line needs."""
+    from janusflow_core.cli.doctor import Doctor
     from janusflow_core.cli.download import Download
 
-    parser = argparse.ArgumentParser("start.py download", description=Download.__doc__)
-    parser.add_argument("--only", choices=["model", "vae"], help="get one of the two; by default both")
-    parser.add_argument("--models", type=Path, help="ComfyUI's folder of models")
-    parser.add_argument("--accept-licenses", action="store_true", help="do not ask, for scripts")
+    kind = {"download": Download, "doctor": Doctor}[name]
+    parser = argparse.ArgumentParser(f"start.py {name}", description=kind.__doc__)
+    if kind is Doctor:
+        parser.add_argument("--model", help="examine this checkpoint too")
+    else:
+        parser.add_argument("--only", choices=["model", "vae"], help="get one of the two; by default both")
+        parser.add_argument("--models", type=Path, help="ComfyUI's folder of models")
+        parser.add_argument("--accept-licenses", action="store_true", help="do not ask, for scripts")
     try:
-        return Download(**vars(parser.parse_args(given))).run()
+        return kind(**vars(parser.parse_args(given))).run()
     except (OSError, ValueError) as error:
         sys.exit(f"start.py: {error}")
 
@@ -158,19 +164,19 @@ def main() -> None:
     """Prepares the environment, then becomes the demo or the tests."""
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 is, it gets a sentence
         sys.exit(f"start.py: got Python {sys.version.split()[0]}, expected 3.10 or newer: run it with another Python")
-    if sys.argv[1:2] == ["download"]:
-        sys.exit(download(sys.argv[2:]))
+    if sys.argv[1:2] in (["download"], ["doctor"]):
+        sys.exit(command(sys.argv[1], sys.argv[2:]))
     if len(sys.argv) < 2 or sys.argv[1] not in RUNS:
         sys.exit(__doc__)
     run, rest = sys.argv[1], sys.argv[2:]
     if not installed():
         print("The first time this downloads about 3 GB and takes some minutes.")
     env = {**os.environ, "COMFYUI_PATH": str(prepare(run))}
-    command = [str(PYTHON), *arguments(run, rest)]
+    words = [str(PYTHON), *arguments(run, rest)]
     os.chdir(ROOT)
     if os.name == "nt":  # where exec gives the prompt back before the program ends
-        sys.exit(subprocess.call(command, env=env))
-    os.execve(command[0], command, env)
+        sys.exit(subprocess.call(words, env=env))
+    os.execve(words[0], words, env)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ class Doctor:
 
     def run(self) -> int:
         """Examine; the status is 1 if something is broken, else 0."""
-        from ..host.doctor import examine, report
+        from ..host.doctor import examine, healthy, report
 
         with status("looking around"):
             findings = examine(self.model)
         print(report(findings))
-        return int(any(finding.level == "error" for finding in findings))
+        return int(not healthy(findings))

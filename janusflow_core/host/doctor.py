@@ -1,63 +1,55 @@
-"""What keeps JanusFlow from working on this machine, and what to do about it; `janusflow doctor` prints it."""
+"""What keeps JanusFlow from working on this machine, and what to do about it; `janusflow doctor` and the node Doctor
+print it."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import platform
+import os
 import re
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from .. import __version__
-from .find import installed_comfyui
+from .find import installed_comfyui, own_comfyui
+from .finding import Finding, reason, size
+from .hardware import hardware, lack_of_room
+from .packages import builds, packages
 
 if TYPE_CHECKING:
     import torch
 
     from ..checkpoint import Checkpoint
 
-Level = Literal["ok", "note", "warning", "error"]
 BUNDLED_MODEL = "janusflow-tiny"
-NEEDED = ("tokenizers", "safetensors", "numpy", "pillow", "pydantic", "tqdm")
-# Distribution -> what it is for.
-OPTIONAL = {
-    "diffusers": "pictures outside ComfyUI",
-    "tyro": "the command line",
-    "comfy-cli": "converting workflows",
-    "websocket-client": "following a run in ComfyUI",
-}
 OLDEST_COMFYUI = (0, 30, 0)
-# Activations, the VAE and torch itself beside the weights.
-OVERHEAD = 1_000_000_000
+PARTIAL = ".partial-"  # how names of files begin that a stopped program left
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at; `remedy` is empty where nothing is to do."""
+def examine(
+    model: str | None = None,
+    comfyui: Path | None = None,
+    folders: Sequence[Path] | None = None,
+    device: torch.device | None = None,
+) -> list[Finding]:
+    """Look at this installation, its hardware, the bundled model, `model`, and what lies in ComfyUI's folders of
+    JanusFlow models; downloads and changes nothing.
 
-    level: Level
-    what: str
-    remedy: str = ""
-
-
-def examine(model: str | None = None) -> list[Finding]:
-    """Look at this installation, its hardware, the bundled model and `model`; downloads and changes nothing."""
-    findings = [_python(), *_libraries()]
+    `comfyui` is the one that this runs in; by default one is looked for, and its models/janusflow are the `folders`.
+    """
+    findings = list(packages(in_comfyui=comfyui is not None))
     try:
         import torch  # noqa: F401
     except Exception as error:  # a broken build raises whatever its libraries raise
         remedy = "install it as https://pytorch.org/get-started says"
-        return [*findings, Finding("error", f"torch cannot be imported: {_reason(error)}", remedy), *_comfyui()]
-    findings += [*_device(), *_torchvision(), *_diffusers()]
-    for source in dict.fromkeys((BUNDLED_MODEL, model or BUNDLED_MODEL)):
-        findings += _model(source)
-    return [*findings, *_comfyui()]
+        return [*findings, Finding("error", f"torch cannot be imported: {reason(error)}", remedy), *_comfyui(comfyui)]
+    from ..device import best_device
+
+    device = device or best_device()
+    findings += [*hardware(device), *builds(), *_comfyui(comfyui)]
+    found = [str(path) for folder in _model_folders(comfyui, folders) for path in _models_in(folder)]
+    for source in dict.fromkeys((BUNDLED_MODEL, *([model] if model else ()), *found)):
+        findings += _model(source, device)
+    return [*findings, *(finding for folder in _model_folders(comfyui, folders) for finding in _folder(folder))]
 
 
 def report(findings: list[Finding]) -> str:
@@ -70,6 +62,11 @@ def report(findings: list[Finding]) -> str:
     return _without_home("\n".join(lines))
 
 
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether nothing is broken."""
+    return all(finding.level != "error" for finding in findings)
+
+
 def _without_home(text: str) -> str:
     for home in {str(Path.home()), str(Path.home().resolve())} - {"/"}:
         # Not inside a longer name: /home/ann is no part of /home/anna.
@@ -77,148 +74,15 @@ def _without_home(text: str) -> str:
     return text
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _size(bytes_: float) -> str:
-    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.0f} MB"
-
-
-# --- what is installed ------------------------------------------------------------------------------------------
-
-
-def _python() -> Finding:
-    what = f"janusflow {__version__}, Python {platform.python_version()}, {_system()} {platform.machine()}"
-    if sys.version_info < (3, 10):  # noqa: UP036 - ComfyUI may bring any
-        return Finding("error", what, "JanusFlow needs Python 3.10 or newer")
-    return Finding("ok", what)
-
-
-def _system() -> str:
-    try:
-        return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):  # macOS, Windows, and Linux without that file
-        return f"{platform.system()} {platform.release()}"
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _libraries() -> Iterator[Finding]:
-    found = {name: _version(name) for name in (*NEEDED, *OPTIONAL, "transformers")}
-    yield Finding("ok", ", ".join(f"{name} {version}" for name, version in found.items() if version))
-    for name in NEEDED:
-        if not found[name]:
-            yield Finding("error", f"{name} is missing", f"pip install {name}")
-    for name, use in OPTIONAL.items():
-        if not found[name]:
-            yield Finding("note", f"{name} is missing; it is for {use}", f"pip install {name}")
-
-
-def _torchvision() -> Iterator[Finding]:
-    import torch
-
-    if not _version("torchvision"):
-        return
-    try:
-        importlib.import_module("torchvision")
-    except Exception as error:  # the mismatch shows as RuntimeError, OSError or AttributeError
-        yield Finding(
-            "warning",
-            f"torchvision {_version('torchvision')} does not belong to torch {torch.__version__}, and "
-            f"breaks transformers and diffusers: {_reason(error)}",
-            "install both in one command, as https://pytorch.org/get-started says, or uninstall torchvision",
-        )
-
-
-def _diffusers() -> Iterator[Finding]:
-    if not _version("diffusers"):
-        return
-    try:
-        importlib.import_module("diffusers").AutoencoderKL  # noqa: B018 - diffusers imports it only here
-    except Exception as error:  # it imports transformers, which fails in its own ways
-        yield Finding(
-            "warning",
-            f"diffusers is installed but broken, so no pictures outside ComfyUI: {_reason(error)}",
-            "pip install --upgrade diffusers transformers huggingface_hub",
-        )
-
-
-# --- what it runs on --------------------------------------------------------------------------------------------
-
-
-def _device() -> Iterator[Finding]:
-    import torch
-
-    from ..device import best_device, best_dtype
-
-    device = best_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    what = f"torch {torch.__version__} on {device.type} ({name}), computing in {_short(best_dtype(device))}"
-    try:
-        _multiply(device, best_dtype(device))
-        yield Finding("ok", f"{what}; bf16 {_bf16_support(device)}")
-    except RuntimeError as error:
-        yield Finding(
-            "error", f"{what} fails: {_reason(error)}", "install a torch build for this GPU, or use --device cpu"
-        )
-    if device.type == "cpu":
-        yield _no_gpu()
-
-
-def _no_gpu() -> Finding:
-    if shutil.which("nvidia-smi"):
-        return Finding(
-            "warning",
-            "there is an NVIDIA driver, but torch cannot use it",
-            "install a CUDA build of torch, or update the driver: https://pytorch.org/get-started",
-        )
-    return Finding("note", "no GPU that torch can use; the bundled model is quick without, the official one is slow")
-
-
-def _multiply(device: torch.device, dtype: torch.dtype) -> None:
-    import torch
-
-    ones = torch.ones(8, 8, device=device, dtype=dtype)
-    assert float((ones @ ones).sum()) == 512.0
-
-
-def _bf16_support(device: torch.device) -> str:
-    import torch
-
-    if device.type == "cuda":
-        return "works" if torch.cuda.is_bf16_supported(including_emulation=False) else "is emulated, so fp32 is as fast"
-    try:
-        _multiply(device, torch.bfloat16)
-    except (RuntimeError, TypeError):
-        return "does not work"
-    return "works"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return {"torch.bfloat16": "bf16", "torch.float32": "fp32", "torch.float16": "fp16"}[str(dtype)]
-
-
-def _free_memory() -> int | None:
-    """Bytes of RAM that a program can take now; None where nothing tells."""
-    try:
-        import psutil
-    except ImportError:
-        return None
-    return psutil.virtual_memory().available
-
-
 # --- models -----------------------------------------------------------------------------------------------------
 
 
-def _model(source: str) -> Iterator[Finding]:
-    from ..checkpoint import bundled_names, open_checkpoint, verified
-
+def _model(source: str, device: torch.device) -> Iterator[Finding]:
+    try:
+        from ..checkpoint import bundled_names, open_checkpoint, verified
+    except ImportError as error:
+        yield Finding("error", f"no model can be examined: {reason(error)}", "install what is missing")
+        return
     if source == BUNDLED_MODEL and source not in bundled_names():
         yield Finding(
             "error",
@@ -234,22 +98,23 @@ def _model(source: str) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"model {source}: {' '.join(str(error).split())}",
-            "check the path, or copy or convert the checkpoint again",
+            "check the path, or copy, download or convert the checkpoint again",
         )
         return
-    yield from _usable_model(source, checkpoint, shapes.values())
+    yield from _usable_model(source, checkpoint, shapes.values(), device)
 
 
-def _usable_model(source: str, checkpoint: Checkpoint, shapes: Iterable[tuple[int, ...]]) -> Iterator[Finding]:
-    from ..device import best_device, best_dtype
+def _usable_model(
+    source: str, checkpoint: Checkpoint, shapes: Iterable[tuple[int, ...]], device: torch.device
+) -> Iterator[Finding]:
+    from ..device import best_dtype
 
     parameters = sum(map(math.prod, shapes))
-    device = best_device()
     need = parameters * best_dtype(device).itemsize
     yield Finding(
         "ok",
         f"model {source}: whole, {parameters / 1e6:,.1f} million weights, "
-        f"{checkpoint.config.vision.image_size} pixels, {_size(need)} in memory",
+        f"{checkpoint.config.vision.image_size} pixels, {size(need)} in memory",
     )
     if checkpoint.tokenizer is None or not checkpoint.has_flow:
         yield Finding("warning", f"model {source} is half of a JanusFlow only", "load a whole checkpoint")
@@ -257,36 +122,17 @@ def _usable_model(source: str, checkpoint: Checkpoint, shapes: Iterable[tuple[in
         yield Finding(
             "note",
             f"model {source} brings no VAE, so it draws nothing by itself",
-            "give --vae, or put one in: janusflow convert SOURCE TARGET --vae PATH",
+            "choose an SDXL VAE in Load JanusFlow or with --vae, or put one in: janusflow convert OLD NEW --vae FILE",
         )
-    yield from _room(source, need, device)
-
-
-def _room(source: str, need: int, device: torch.device) -> Iterator[Finding]:
-    """Compare what the weights take with the memory and the disk that are free."""
-    import torch
-
-    free: dict[str, int | None] = {"memory": _free_memory(), "disk space in this folder": shutil.disk_usage(".").free}
-    if device.type == "cuda":
-        free["GPU memory"] = torch.cuda.mem_get_info(device)[0]
-    for kind, there in free.items():
-        wanted = need + OVERHEAD * ("memory" in kind)
-        if there is not None and there < wanted:
-            yield Finding(
-                "warning",
-                f"{_size(there)} of {kind} free, model {source} wants {_size(wanted)}",
-                f"free some {kind}, or use a smaller model",
-            )
-    told = ", ".join(f"{kind} {_size(there)}" for kind, there in free.items() if there is not None)
-    yield Finding("ok", f"free: {told}")
+    yield from lack_of_room(source, need, device)
 
 
 # --- ComfyUI ----------------------------------------------------------------------------------------------------
 
 
-def _comfyui() -> Iterator[Finding]:
+def _comfyui(running: Path | None) -> Iterator[Finding]:
     try:
-        folder = installed_comfyui()
+        folder = running or own_comfyui() or installed_comfyui()
     except FileNotFoundError as error:
         yield Finding("warning", str(error), "set COMFYUI_PATH to ComfyUI's folder, or unset it")
         return
@@ -297,12 +143,13 @@ def _comfyui() -> Iterator[Finding]:
             "set COMFYUI_PATH, or let `janusflow demo` download one",
         )
         return
-    version = _comfyui_version(folder)
-    what = f"ComfyUI {'.'.join(map(str, version)) or 'of unknown version'} in {folder}"
-    if version and version < OLDEST_COMFYUI:
+    number = _comfyui_version(folder)
+    what = f"ComfyUI {'.'.join(map(str, number)) or 'of unknown version'} in {folder}"
+    if number and number < OLDEST_COMFYUI:
         yield Finding("warning", what, f"update ComfyUI to {'.'.join(map(str, OLDEST_COMFYUI))} or newer")
-        return
-    yield Finding("ok", what)
+    else:
+        yield Finding("ok", what)
+    yield from _copies(folder)
 
 
 def _comfyui_version(folder: Path) -> tuple[Any, ...]:
@@ -310,3 +157,46 @@ def _comfyui_version(folder: Path) -> tuple[Any, ...]:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     found = re.search(r'__version__ = "(\d+)\.(\d+)\.(\d+)', text)
     return tuple(int(part) for part in found.groups()) if found else ()
+
+
+def _copies(folder: Path) -> Iterator[Finding]:
+    """Two copies of this pack: ComfyUI takes the nodes of one, the menu and the workflows of the other."""
+    described = sorted((folder / "custom_nodes").glob("*/pyproject.toml"))
+    ours = [file.parent for file in described if 'name = "janusflow"' in file.read_text("utf-8", errors="replace")]
+    if len(ours) > 1:
+        names = ", ".join(path.name for path in ours)
+        yield Finding("warning", f"custom_nodes holds this pack {len(ours)} times: {names}", "remove all but one")
+
+
+def _model_folders(comfyui: Path | None, folders: Sequence[Path] | None) -> list[Path]:
+    if folders is not None:
+        return list(folders)
+    try:
+        root = comfyui or own_comfyui() or installed_comfyui()
+    except FileNotFoundError:
+        return []
+    return [root / "models" / "janusflow"] if root else []
+
+
+def _models_in(folder: Path) -> list[Path]:
+    """The checkpoints that Load JanusFlow finds in such a folder: folders with a config.json, and files."""
+    inside = [config.parent for config in folder.glob("*/config.json")]
+    return sorted([*inside, *(file for file in folder.glob("*.safetensors") if file.is_file())])
+
+
+def _folder(folder: Path) -> Iterator[Finding]:
+    if not _models_in(folder):
+        yield Finding(
+            "note",
+            f"no model in {folder}",
+            "JanusFlow-1.3B and its VAE come with `python start.py download` in the pack's folder",
+        )
+    for left in sorted(folder.rglob(f"{PARTIAL}*")):
+        taken = sum(file.stat().st_size for file in (left, *left.rglob("*")) if file.is_file())
+        yield Finding(
+            "note",
+            f"{left} is what a stopped program left, {size(taken)}",
+            "run the same download again, which goes on from there, or delete it",
+        )
+    if folder.exists() and not os.access(folder, os.W_OK):
+        yield Finding("note", f"nothing may be written to {folder}", "give your user the right, for downloads to it")

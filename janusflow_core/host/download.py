@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .find import installed_comfyui
+from .find import installed_comfyui, own_comfyui
 from .transfer import RemoteFile, digest_of, fetch, fetch_json, partial_of, refusal_told, size_of
 
 HUB = "https://huggingface.co"
-PACK = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Item:
 
 def models_folder() -> Path:
     """ComfyUI's models: of the ComfyUI that this pack is installed in, else of one that is found, else ./models."""
-    if PACK.parent.name == "custom_nodes":
-        return PACK.parents[1] / "models"
-    return (installed_comfyui() or Path.cwd()) / "models"
+    return (own_comfyui() or installed_comfyui() or Path.cwd()) / "models"
 
 
 def listed(model: Model, models: Path) -> list[Item]:

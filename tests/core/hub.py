@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +36,8 @@ class Hub:
     change: bytes = b""
     """What files begin with when they come, instead of what they begin with."""
     listing: bytes | None = None
+    over: threading.Event = field(default_factory=threading.Event)
+    """Ends the silence."""
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def listed(self, repository: str) -> bytes:
@@ -110,7 +111,8 @@ class _Answers(BaseHTTPRequestHandler):
             if fails and (end := fails.pop(0)) < len(body):
                 self._write(body[:end])
                 self.wfile.flush()
-                return time.sleep(1.5) if silent else None
+                hub.over.wait(30 if silent else 0)
+                return None
         self._write(body)
         if hub.chunked:
             self.wfile.write(b"0\r\n\r\n")

@@ -1,6 +1,7 @@
 """The doctor on this machine: what it finds in whole and in broken checkpoints, and what it keeps to itself."""
 
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from janusflow_core.checkpoint import bundled_names
 from janusflow_core.cli import main
-from janusflow_core.host.doctor import Finding, examine, report
+from janusflow_core.host.doctor import examine, healthy, report
+from janusflow_core.host.finding import Finding
 
 FOLDERS = tempfile.TemporaryDirectory()  # for as long as the tests run
 TINY = golden.write_folder(Path(FOLDERS.name) / "tiny", golden.pipeline())
@@ -80,8 +82,8 @@ def test_comfyui_is_looked_for_and_never_fetched(monkeypatch, tmp_path, path, le
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.setenv("JANUSFLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COMFYUI_PATH", path.format(tmp=tmp_path))
-    finding = about(examine(), "ComfyUI")[-1]
-    assert finding.level == level and "COMFYUI_PATH" in finding.remedy and not (tmp_path / "cache").exists()
+    (finding,) = (finding for finding in examine() if "COMFYUI_PATH" in finding.remedy)
+    assert finding.level == level and not (tmp_path / "cache").exists()
 
 
 def test_an_old_comfyui_is_a_warning(monkeypatch, tmp_path):
@@ -106,3 +108,86 @@ def test_the_status_follows_the_findings(capsys, copy):
     assert "[error] model" in capsys.readouterr().out
     status = main(["doctor", "--model", str(TINY)])
     assert status == int("[error]" in capsys.readouterr().out)
+
+
+# --- installations ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def comfyui(tmp_path, monkeypatch) -> Path:
+    """A folder that holds a ComfyUI, and the model that lies in its models/janusflow."""
+    root = tmp_path / "ComfyUI"
+    (root / "comfy").mkdir(parents=True)
+    (root / "main.py").touch()
+    (root / "comfyui_version.py").write_text('__version__ = "0.30.0"\n')
+    shutil.copytree(TINY, root / "models" / "janusflow" / "Mine")
+    monkeypatch.setenv("COMFYUI_PATH", str(root))
+    return root
+
+
+def test_what_lies_in_comfyuis_folder_is_examined(comfyui):
+    (whole,) = about(examine(), "Mine: whole")
+    assert whole.level == "ok" and healthy(examine())
+    (comfyui / "models" / "janusflow" / "Mine" / "tokenizer.json").write_text("{}")
+    broken = [finding for finding in examine() if finding.level == "error"]
+    assert len(broken) == 1 and "Mine" in broken[0].what and "tokenizer" in broken[0].what
+
+
+def test_a_folder_without_a_model_says_how_to_get_one(comfyui):
+    shutil.rmtree(comfyui / "models")
+    (none,) = about(examine(), "no model in")
+    assert none.level == "note" and "start.py download" in none.remedy
+
+
+def test_what_a_stopped_download_left_is_named(comfyui):
+    (comfyui / "models" / "janusflow" / "Mine" / ".partial-model.safetensors-0123").write_bytes(bytes(3_000_000))
+    (left,) = about(examine(), "stopped program")
+    assert "3 MB" in left.what and "goes on" in left.remedy
+
+
+def test_a_pack_that_is_there_twice_is_a_warning(comfyui):
+    for name in ("janusflow", "comfyui-janusflow", "another"):
+        (comfyui / "custom_nodes" / name).mkdir(parents=True)
+        named = "another" if name == "another" else "janusflow"
+        (comfyui / "custom_nodes" / name / "pyproject.toml").write_text(f'[project]\nname = "{named}"\n')
+    (twice,) = about(examine(), "2 times")
+    assert twice.level == "warning" and "comfyui-janusflow, janusflow" in twice.what
+
+
+def test_libraries_that_do_not_fit_each_other_are_warnings(monkeypatch, tmp_path):
+    """As pip leaves them that lifts one without the other."""
+    for name, number, demands in [
+        ("transformers", "4.57.6", ["huggingface-hub<1.0,>=0.34", "tokenizers<=0.1; extra == 'old'", "numpy>=1"]),
+        ("huggingface_hub", "2.4.0", []),
+    ]:
+        described = tmp_path / f"{name}-{number}.dist-info" / "METADATA"
+        described.parent.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}"]
+        described.write_text("\n".join([*lines, *(f"Requires-Dist: {demand}" for demand in demands)]) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (unmet,) = [finding for finding in examine() if finding.what.startswith("transformers 4.57.6 needs")]
+    assert unmet.level == "warning" and "but 2.4.0 is installed" in unmet.what
+    assert 'pip install "huggingface-hub<1.0,>=0.34"' in unmet.remedy
+
+
+def test_a_bare_python_is_told_all_that_it_lacks():
+    """As in an environment where nothing was installed: no command line, no torch."""
+    start = Path(__file__).parents[3] / "start.py"
+    command = [sys.executable, "-S", "-s", str(start), "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, env={}, check=False)
+    assert done.returncode == 1 and done.stderr == ""
+    for missing in (
+        "tokenizers is missing",
+        "pydantic is missing",
+        "torch cannot be imported",
+        "pip install safetensors",
+    ):
+        assert missing in done.stdout
+
+
+def test_an_environment_without_pydantic_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    for name in [name for name in sys.modules if name.startswith("janusflow_core.") and ".host" not in name]:
+        monkeypatch.delitem(sys.modules, name)
+    (finding,) = about(examine(), "no model can be examined")
+    assert finding.level == "error" and "pydantic" in finding.what

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import golden
 import pytest
@@ -32,11 +33,10 @@ def files(tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.fixture
 def hub(files, monkeypatch):
-    monkeypatch.setattr(transfer, "SILENCE", 0.5)
-    monkeypatch.setattr(transfer.time, "sleep", lambda seconds: slept.append(seconds))
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     slept: list[float] = []
+    monkeypatch.setattr(transfer, "time", SimpleNamespace(sleep=slept.append))
     with serving(Hub({OFFICIAL: files, VAE: {"sdxl_vae.safetensors": LARGE, "model.ckpt": b"pickle"}})) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url + "/")
         hub.slept = slept
@@ -96,10 +96,12 @@ def test_a_list_that_is_cut_is_asked_for_again(hub, tmp_path):
     assert hub.paths()[0] == hub.paths()[1] and len(hub.asked) == 3
 
 
-def test_a_silent_server_is_given_up_and_asked_again(hub, tmp_path):
+def test_a_silent_server_is_given_up_and_asked_again(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "SILENCE", 2.0)
     hub.stall_after = [10**6, 5000]
     assert download(tmp_path, "--only", "vae") == 0
-    assert vae(tmp_path).read_bytes() == LARGE and hub.asked[-1][1]["Range"] == "bytes=5000-"
+    assert vae(tmp_path).read_bytes() == LARGE and hub.asked[-1][1]["Range"] == "bytes=5000-" and hub.slept == [0.5]
+    hub.over.set()
 
 
 def test_a_server_without_ranges_begins_anew(hub, tmp_path):
@@ -265,6 +267,6 @@ def test_the_models_of_the_comfyui_that_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     assert models_folder() == tmp_path.resolve() / "models"
     pack = tmp_path / "custom_nodes" / "janusflow"
-    monkeypatch.setattr("janusflow_core.host.download.PACK", pack)
+    monkeypatch.setattr("janusflow_core.host.find._PACK", pack)
     monkeypatch.delenv("COMFYUI_PATH")
     assert models_folder() == tmp_path / "models"
