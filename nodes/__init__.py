@@ -7,6 +7,7 @@ from .caption import JanusFlowCaptionFolder
 from .choose import JanusFlowChoose
 from .decode import JanusFlowVAEDecode
 from .describe import JanusFlowDescribe
+from .doctor import JanusFlowDoctor
 from .encode import JanusFlowEncodePrompt
 from .finetune import JanusFlowREPAFineTune
 from .load import JanusFlowLoader
@@ -44,6 +45,7 @@ NODES: list[type[io.ComfyNode]] = [
     JanusFlowREPAFineTune,
     JanusFlowSweep,
     JanusFlowSheet,
+    JanusFlowDoctor,
 ]
 
 

@@ -28,7 +28,8 @@ LANGUAGES = {"en": "", "zh": ".zh"}  # and what the name of a picture has for it
 TEXT, DESCRIBE, CHAT = "JanusFlow text to image", "JanusFlow describe image", "JanusFlow chat about a picture"
 VALUES = "JanusFlow answers as values"
 SHOWN = ["there and back", "app", "image to image", "best of four", "caption and train"]  # in the README
-# Node -> the workflow that shows it, and, where none does, how to bring it there: in place of a node, or before one.
+# Node -> the workflow that shows it, and, where none does, how to bring it there: in place of a node, before or beside
+# one.
 NODES = {
     "JanusFlowLoader": (TEXT,),
     "JanusFlowEncodePrompt": (TEXT,),
@@ -49,6 +50,7 @@ NODES = {
     "JanusFlowREPAFineTune": ("JanusFlow fine-tune",),
     "JanusFlowSweep": ("JanusFlow sweep",),
     "JanusFlowSheet": ("JanusFlow sweep",),
+    "JanusFlowDoctor": (TEXT, "beside", "JanusFlowLoader"),
 }
 BRING = """([kind, how, other]) => {
     const { graph } = window.app, old = graph._nodes.find(({ type }) => type === other);
@@ -57,6 +59,11 @@ BRING = """([kind, how, other]) => {
     node.pos = [...old.pos];
     for (const widget of node.widgets.filter(({ name }) => name === 'question'))
         widget.value = widget.value.replace('circle', 'square'); // which is what the picture shows
+    if (how === 'beside') {
+        node.size = [480, 440];
+        node.pos = [old.pos[0] - node.size[0] - 170, old.pos[1]];
+        return;
+    }
     if (how === 'precede') {
         node.pos = [old.pos[0] - node.size[0] - 70, old.pos[1]];
         return node.connect(0, old, old.inputs.findIndex(({ type }) => type === node.outputs[0].type));

@@ -29,6 +29,11 @@ def register_folders() -> None:
     folder_paths.add_model_folder_path("loras", str(BUNDLED_LORAS))
 
 
+def janusflow_folders() -> list[Path]:
+    """models/janusflow, and whatever extra_model_paths.yaml adds to it."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+
+
 def checkpoint_names() -> list[str]:
     """What Load JanusFlow offers: bundled names first, then official folders, then single files."""
     files = [name for folder in (FOLDER, *SHARED_FOLDERS) for name in _files(folder)]
@@ -131,6 +136,5 @@ def _official_folders() -> dict[str, Path]:
     """Folders with a config.json in models/janusflow, by their path below it."""
     if FOLDER not in folder_paths.folder_names_and_paths:
         return {}
-    roots = [Path(root) for root in folder_paths.get_folder_paths(FOLDER)]
-    configs = [(root, config) for root in roots for config in sorted(root.glob("*/config.json"))]
+    configs = [(root, config) for root in janusflow_folders() for config in sorted(root.glob("*/config.json"))]
     return {str(config.parent.relative_to(root)): config.parent for root, config in reversed(configs)}

@@ -39,6 +39,7 @@ NODES = {
     "finetune": "JanusFlowREPAFineTune",
     "sweep": "JanusFlowSweep",
     "sheet": "JanusFlowSheet",
+    "doctor": "JanusFlowDoctor",
 }
 
 
