@@ -15,6 +15,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
+from PIL import Image
 
 import janusflow_core
 from janusflow_core import cli
@@ -257,8 +259,27 @@ def test_no_file_names_a_place_on_somebodys_machine():
     assert [str(file.relative_to(ROOT)) for file in files() if place.search(file.read_bytes())] == []
 
 
-def test_the_archive_leaves_the_tests_out():
-    assert "tests/" in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+def test_the_registry_gets_an_icon_and_a_banner_of_its_sizes():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for name, ratio in (("Icon", 1), ("Banner", 21 / 9)):
+        (url,) = re.findall(rf'^{name} = "(.+)"$', project, re.MULTILINE)
+        width, height = Image.open(ROOT / url.partition("/main/")[2]).size
+        assert width / height == pytest.approx(ratio) and (name == "Banner" or width <= 400)
+
+
+def test_github_runs_what_is_there():
+    """Workflows and issue forms parse, and every file and command of ours that they name exists."""
+    forms = sorted((ROOT / ".github").rglob("*.yml"))
+    assert {path.name for path in forms} == {"config.yml", "fault.yml", "wish.yml", "publish.yml", "tests.yml"}
+    for path in forms:
+        read = yaml.safe_load(path.read_text("utf-8"))
+        for job in read.get("jobs", {}).values():
+            for command in filter(None, (step.get("run") for step in job["steps"])):
+                named = [word for word in shlex.split(command) if re.match(r"(start\.py|\.ci/|tests/|pyproject)", word)]
+                assert all((ROOT / word).exists() for word in named), command
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / "fault.yml").read_text("utf-8"))
+    (doctor,) = (field for field in form["body"] if field["id"] == "doctor")
+    assert doctor["validations"]["required"] and "start.py doctor" in doctor["attributes"]["description"]
 
 
 def test_the_registry_would_take_the_pack(tmp_path: Path):

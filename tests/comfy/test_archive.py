@@ -60,7 +60,8 @@ def test_the_archive_holds_what_a_user_needs_and_nothing_else(archive):
     assert kinds == WANTED
     top = {str(name) for name in names if len(name.parts) == 1}
     assert top == {
-        "CHANGELOG.md", "LICENSE", "README.md", "README.zh.md", "__init__.py", "pyproject.toml", "start.py"
+        "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "README.zh.md", "SECURITY.md", "__init__.py",
+        "pyproject.toml", "start.py",
     }  # fmt: skip
     assert archive.stat().st_size < LARGEST
 
