@@ -3,7 +3,9 @@
 import builtins
 import os
 import shutil
+import subprocess
 import sys
+import time
 import urllib.request
 from collections import namedtuple
 from pathlib import Path
@@ -270,3 +272,21 @@ def test_the_models_of_the_comfyui_that_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr("janusflow_core.host.find._PACK", pack)
     monkeypatch.delenv("COMFYUI_PATH")
     assert models_folder() == tmp_path / "models"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_a_killed_download_leaves_a_part_that_the_next_run_takes_up(hub, tmp_path):
+    hub.stall_after = [10**6, 50_000]
+    command = [sys.executable, "-m", "janusflow_core.cli", "download", "--models", str(tmp_path), "--accept-licenses"]
+    run = subprocess.Popen([*command, "--only", "vae"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (parts := list(tmp_path.glob("vae/*"))) or parts[0].stat().st_size < 50_000:
+        assert run.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    hub.over.set()
+    assert not vae(tmp_path).exists()
+    assert download(tmp_path, "--only", "vae") == 0
+    assert vae(tmp_path).read_bytes() == LARGE and hub.asked[-1][1]["Range"] == "bytes=50000-"
+    assert left(tmp_path / "vae") == ["sdxl_vae.safetensors"]
