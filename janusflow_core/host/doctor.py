@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .find import installed_comfyui, own_comfyui
+from .find import nearest_comfyui
 from .finding import Finding, reason, size
 from .hardware import hardware, lack_of_room
 from .packages import builds, packages
+from .transfer import PARTIAL
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 BUNDLED_MODEL = "janusflow-tiny"
 OLDEST_COMFYUI = (0, 30, 0)
-PARTIAL = ".partial-"  # how names of files begin that a stopped program left
 
 
 def examine(
@@ -46,10 +46,11 @@ def examine(
 
     device = device or best_device()
     findings += [*hardware(device), *builds(), *_comfyui(comfyui)]
-    found = [str(path) for folder in _model_folders(comfyui, folders) for path in _models_in(folder)]
+    looked_in = _model_folders(comfyui) if folders is None else folders
+    found = [str(path) for folder in looked_in for path in _models_in(folder)]
     for source in dict.fromkeys((BUNDLED_MODEL, *([model] if model else ()), *found)):
         findings += _model(source, device)
-    return [*findings, *(finding for folder in _model_folders(comfyui, folders) for finding in _folder(folder))]
+    return [*findings, *(finding for folder in looked_in for finding in _folder(folder))]
 
 
 def report(findings: list[Finding]) -> str:
@@ -132,7 +133,7 @@ def _usable_model(
 
 def _comfyui(running: Path | None) -> Iterator[Finding]:
     try:
-        folder = running or own_comfyui() or installed_comfyui()
+        folder = running or nearest_comfyui()
     except FileNotFoundError as error:
         yield Finding("warning", str(error), "set COMFYUI_PATH to ComfyUI's folder, or unset it")
         return
@@ -168,11 +169,9 @@ def _copies(folder: Path) -> Iterator[Finding]:
         yield Finding("warning", f"custom_nodes holds this pack {len(ours)} times: {names}", "remove all but one")
 
 
-def _model_folders(comfyui: Path | None, folders: Sequence[Path] | None) -> list[Path]:
-    if folders is not None:
-        return list(folders)
+def _model_folders(comfyui: Path | None) -> list[Path]:
     try:
-        root = comfyui or own_comfyui() or installed_comfyui()
+        root = comfyui or nearest_comfyui()
     except FileNotFoundError:
         return []
     return [root / "models" / "janusflow"] if root else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .find import installed_comfyui, own_comfyui
+from .find import nearest_comfyui
 from .transfer import RemoteFile, digest_of, fetch, fetch_json, partial_of, refusal_told, size_of
 
 HUB = "https://huggingface.co"
@@ -68,7 +68,7 @@ class Item:
 
 def models_folder() -> Path:
     """ComfyUI's models: of the ComfyUI that this pack is installed in, else of one that is found, else ./models."""
-    return (own_comfyui() or installed_comfyui() or Path.cwd()) / "models"
+    return (nearest_comfyui() or Path.cwd()) / "models"
 
 
 def listed(model: Model, models: Path) -> list[Item]:

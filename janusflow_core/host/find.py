@@ -50,10 +50,10 @@ def installed_comfyui() -> Path | None:
     return _comfy_cli_workspace()
 
 
-def own_comfyui() -> Path | None:
-    """The ComfyUI in whose custom_nodes this pack lies, else None."""
+def nearest_comfyui() -> Path | None:
+    """The ComfyUI in whose custom_nodes this pack lies, else installed_comfyui(); raises what that raises."""
     root = _PACK.parents[1]
-    return root if _PACK.parent.name == "custom_nodes" and _holds_comfyui(root) else None
+    return root if _PACK.parent.name == "custom_nodes" and _holds_comfyui(root) else installed_comfyui()
 
 
 def checked_comfyui(folder: str | Path, named_by: str) -> Path:

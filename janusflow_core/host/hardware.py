@@ -91,10 +91,10 @@ def _free_memory() -> int | None:
 
 
 def lack_of_room(source: str, need: int, device: torch.device) -> Iterator[Finding]:
-    """Where the weights take more memory than is free."""
+    """Where the weights take more memory or disk than is free."""
     for kind, there in _free(device).items():
-        wanted = need + OVERHEAD
-        if "memory" in kind and there < wanted:
+        wanted = need + OVERHEAD * ("memory" in kind)
+        if there < wanted:
             yield Finding(
                 "warning",
                 f"{size(there)} of {kind} free, model {source} wants {size(wanted)}",

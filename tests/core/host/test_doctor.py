@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from pathlib import Path
 
 import golden
@@ -50,6 +51,13 @@ def test_a_wrong_shape_is_an_error_that_names_the_key(copy):
     save_file(weights, copy / "model.safetensors")
     (finding,) = about(examine(str(copy)), "vision_gen_dec_aligner.weight")
     assert finding.level == "error" and "expected" in finding.what and finding.remedy
+
+
+def test_a_disk_without_room_for_the_weights_is_a_warning(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    (finding,) = about(examine(), "wants")
+    assert finding.level == "warning" and "1 MB of disk space" in finding.what and "janusflow-tiny" in finding.what
 
 
 def test_a_cut_file_is_an_error(copy):
