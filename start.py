@@ -4,11 +4,13 @@ Everything is installed into .venv (or JANUSFLOW_VENV) and found again the next 
 pip's arguments for torch ("" leaves torch as it is), COMFYUI_PATH names a ComfyUI that is already here.
 
 `python3 start.py download` gets the official weights, `python3 start.py doctor` looks for what keeps JanusFlow from
-working. Both install nothing: any Python runs them, and ComfyUI's tells most.
+working. Both install nothing: any Python runs them, and ComfyUI's tells most. A Python without torch leaves the
+doctor's work to the environment that the demo made.
 """
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -164,6 +166,9 @@ def main() -> None:
     """Prepares the environment, then becomes the demo or the tests."""
     if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 is, it gets a sentence
         sys.exit(f"start.py: got Python {sys.version.split()[0]}, expected 3.10 or newer: run it with another Python")
+    elsewhere = installed() and Path(sys.prefix).resolve() != VENV
+    if sys.argv[1:2] == ["doctor"] and elsewhere and importlib.util.find_spec("torch") is None:
+        sys.exit(subprocess.call([str(PYTHON), *sys.argv]))
     if sys.argv[1:2] in (["download"], ["doctor"]):
         sys.exit(command(sys.argv[1], sys.argv[2:]))
     if len(sys.argv) < 2 or sys.argv[1] not in RUNS:

@@ -54,6 +54,12 @@ def module():
     return start
 
 
+@pytest.mark.skipif(not (Path(sys.prefix) / "janusflow-installed.json").exists(), reason="start.py did not make this")
+def test_the_doctor_examines_what_the_demo_made_where_this_python_has_no_torch():
+    done = start("doctor", python=(sys.executable, "-S", "-s"), JANUSFLOW_VENV=sys.prefix)
+    assert "torch cannot be imported" not in done.stdout and "[ok] torch 2" in done.stdout
+
+
 @pytest.mark.parametrize("python", [(sys.executable,), (sys.executable, "-S", "-s")], ids=["with tqdm", "bare"])
 def test_the_weights_come_with_any_python_and_nothing_is_installed(tmp_path, python):
     with serving(Hub(VAE)) as hub:

@@ -47,7 +47,8 @@ def _system() -> str:
 
 def _libraries(optional: dict[str, str]) -> Iterator[Finding]:
     found = {name: version(name) for name in (*NEEDED, *optional, "transformers")}
-    yield Finding("ok", ", ".join(f"{name} {number}" for name, number in found.items() if number))
+    if there := [f"{name} {number}" for name, number in found.items() if number]:
+        yield Finding("ok", ", ".join(there))
     for name in NEEDED:
         if not found[name]:
             yield Finding("error", f"{name} is missing", f"pip install {name}")

@@ -191,6 +191,7 @@ def test_a_bare_python_is_told_all_that_it_lacks():
         "pip install safetensors",
     ):
         assert missing in done.stdout
+    assert all(line.split("]")[-1].strip() for line in done.stdout.splitlines())
 
 
 def test_an_environment_without_pydantic_is_told(monkeypatch):
