@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from .config import Part, printable, read_json, validated
+from .values import Part, printable, read_json, validated
 from .weights import TensorFile, Weights, read_weights
 
 # Below this prefix in a single file, in this folder and file of an official one.
@@ -27,7 +27,7 @@ class VAEConfig(Part):
     layers_per_block: int = Field(default=1, gt=0)
     latent_channels: int = Field(default=4, gt=0)
     norm_num_groups: int = Field(default=32, gt=0)
-    scaling_factor: float = Field(default=0.13025, gt=0, allow_inf_nan=False)  # SDXL's
+    scaling_factor: float = Field(default=0.13025, gt=0)  # SDXL's
     sample_size: int | tuple[int, ...] = 1024
     force_upcast: bool = True
     # Another value would need another network.
@@ -174,7 +174,9 @@ def _verified(name: str, config: VAEConfig, names: Mapping[str, str], stored: We
         left.discard(key)
         yield key, shape
     if left:
-        raise ValueError(f"{name}: {names[min(left)]} is not part of a VAE of SDXL's kind of this config.")
+        raise ValueError(
+            f"{name}: {printable(names[min(left)])[:200]} is not part of a VAE of SDXL's kind of this config."
+        )
 
 
 # --- what a VAE is made of --------------------------------------------------------------------------------------

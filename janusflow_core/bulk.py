@@ -31,9 +31,9 @@ from .captions import (
     table_text,
     text_beside,
 )
-from .config import printable
 from .image import Picture, pictures_below
 from .partial import refusal_told
+from .values import printable
 
 ROOM = ".janusflow-captions"  # a folder for the journals of a run that has not ended
 FAILED = "failed"

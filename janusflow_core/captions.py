@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .config import parse_json, read_text, shown
+from .values import parse_json, read_text, shown
 
 # Questions that need no thinking up, meant for JanusFlow-1.3B: its training asked for captions in many words.
 PRESETS = {

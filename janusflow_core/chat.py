@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from .config import printable
 from .image import AnyPicture, open_image, opened, to_pil
 from .tokenizer import ASSISTANT, SYSTEM_PROMPT, USER, JanusTokenizer, Message
+from .values import printable
 
 Role = Literal["user", "assistant"]
 ROLES: dict[Role, str] = {"user": USER, "assistant": ASSISTANT}  # in JSON -> in the model's template

@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from .autoencoder import VAE_FILE, VAE_FOLDER, VAE_PREFIX, Autoencoder
-from .config import JanusFlowConfig, parse_json, printable, read_json, read_optional_json, shown
+from .config import JanusFlowConfig
 from .drawing import DrawingConfig
 from .image import ImageConfig
 from .model import JanusFlow
 from .tokenizer import JanusTokenizer, ProcessorConfig
+from .values import parse_json, printable, read_json, read_optional_json, shown
 from .weights import JSON_KEYS, NORM, TOKENIZER_KEY, TensorFile, Weights, read_index, read_weights, tensor_json
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -247,7 +248,8 @@ def _check_extra(checkpoint: Checkpoint, expected: Container[str]) -> None:
     for key in checkpoint.weights:
         if key not in expected and key not in known and not key.startswith((DROPPED, VAE_PREFIX)):
             raise ValueError(
-                f"{checkpoint.weights.file(key)}: {key} is not part of JanusFlow; the file belongs to another model."
+                f"{checkpoint.weights.file(key)}: {printable(key)[:200]} is not part of JanusFlow; the file belongs to "
+                "another model."
             )
 
 

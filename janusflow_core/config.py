@@ -1,16 +1,13 @@
-"""Shapes of a JanusFlow model: reads and writes the official config.json, and refuses what it cannot build.
-
-Also how every JSON file of a checkpoint is read and checked.
-"""
+"""Shapes of a JanusFlow model: reads and writes the official config.json, and refuses what it cannot build."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from .values import Part, expected, short
 
 # The official config names a timm preset instead of its numbers; explicit numbers beside it win.
 VISION_PRESETS: dict[str, dict[str, int | float]] = {
@@ -29,82 +26,7 @@ FIXED_LANGUAGE = {
 }
 FIXED_ENCODER = {"kernel_size": 2, "stride": 2, "padding": 0, "use_mid_block": True}
 FIXED_DECODER = {"upsamples": 1, "use_mid_block": True}
-
-
-class Part(BaseModel):
-    """A frozen group of a file's values; unknown keys of the file are ignored, wrong types are not."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True, protected_namespaces=())
-
-
 Solver = Literal["euler", "heun", "ab2", "dpmpp_2m", "renoise"]  # the names of sampling.SOLVERS
-AnyPart = TypeVar("AnyPart", bound=Part)
-
-
-def printable(name: object) -> str:
-    """A name as a message or a log can hold it: what is no valid Unicode is escaped."""
-    return str(name).encode("utf-8", "backslashreplace").decode()
-
-
-def shown(path: str | Path, parts: int = 1) -> str:
-    """The last parts of a path, printable."""
-    return printable("/".join(Path(path).parts[-parts:]))
-
-
-def read_json(path: Path, expected: str = "a folder in the official layout", parts: int = 2) -> dict[str, Any]:
-    """The object in a JSON file; raises FileNotFoundError or ValueError with one sentence that names the file.
-
-    The name has the last `parts` of the path.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{shown(path.parent, parts - 1)} has no {path.name}: expected {expected}.")
-    return parse_json(read_text(path, parts), shown(path, parts))
-
-
-def read_text(path: Path, parts: int = 2) -> str:
-    """The text in a file; raises ValueError with one sentence that names it when it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{shown(path, parts)} is not UTF-8 ({error}): copy it again.") from error
-
-
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty when there is no such file; raises ValueError as `read_json` does."""
-    return read_json(path) if path.is_file() else {}
-
-
-def parse_json(text: str, where: str) -> dict[str, Any]:
-    """The object in a JSON text; raises ValueError with one sentence that says `where` it stood."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON ({error}): copy it again.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} holds a {type(values).__name__}, expected an object: copy it again.")
-    return values
-
-
-def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> AnyPart:
-    """The values of a JSON file as a Part; raises ValueError with one sentence: key, source, found and expected."""
-    try:
-        return kind.model_validate(_frozen(values))
-    except RecursionError:
-        raise ValueError(f"{source} is nested too deeply: correct the file") from None
-    except ValidationError as wrong:
-        first = wrong.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else kind.__name__
-        expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        found = repr(values.get(key, first["input"]))
-        found = found if len(found) <= 100 else f"{found[:97]}..."  # a preview is a page of numbers
-        raise ValueError(f"{key} in {source} is {found}, expected {expected}: correct the file") from None
-
-
-def _frozen(value: Any) -> Any:
-    """Parsed JSON with its lists as tuples."""
-    if isinstance(value, Mapping):
-        return {key: _frozen(part) for key, part in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class LanguageConfig(Part):
@@ -118,7 +40,7 @@ class LanguageConfig(Part):
     vocab_size: int = Field(gt=0)
     max_position_embeddings: int = Field(default=16384, gt=0)
     rms_norm_eps: float = Field(default=1e-6, gt=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
+    rope_theta: float = Field(default=10000.0, ge=1)
 
     @property
     def head_dim(self) -> int:
@@ -225,10 +147,14 @@ class JanusFlowConfig(Part):
             )
         except KeyError as missing:
             raise ValueError(f"{source} is not a JanusFlow config: {missing.args[0]} is missing.") from None
+        except RecursionError:
+            raise ValueError(f"{source} is nested too deeply: correct the file.") from None
         except ValidationError as wrong:
             first = wrong.errors()[0]
+            if not first["loc"]:
+                raise ValueError(f"{source}: {expected(first)}.") from None
             key = ".".join(str(part) for part in (wrong.title, *first["loc"]))
-            raise ValueError(f"{source}: {key}: {first['msg']} (found {first.get('input')!r}).") from None
+            raise ValueError(f"{source}: {key}: {first['msg']} (found {short(first.get('input'))}).") from None
         except ValueError as wrong:
             raise ValueError(f"{source}: {wrong}") from None
 
@@ -288,7 +214,7 @@ def _params(data: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 def _require(section: str, params: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     for key, value in fixed.items():
         if params.get(key, value) != value:
-            raise ValueError(f"{section}.{key} is {params[key]!r}, but JanusFlow is only defined for {value!r}.")
+            raise ValueError(f"{section}.{key} is {short(params[key])}, but JanusFlow is only defined for {value!r}.")
 
 
 def _language(data: Mapping[str, Any]) -> LanguageConfig:
@@ -302,9 +228,9 @@ def _language(data: Mapping[str, Any]) -> LanguageConfig:
 def _vision(data: Mapping[str, Any]) -> VisionConfig:
     params = _params(data, "vision_und_enc_config")
     name = params.get("model_name", "")
-    if name not in VISION_PRESETS and "width" not in params:
+    if not isinstance(name, str) or name not in VISION_PRESETS and "width" not in params:
         raise ValueError(
-            f"vision_und_enc_config.model_name {name!r} is unknown and no width is given; "
+            f"vision_und_enc_config.model_name {short(name)} is unknown and no width is given; "
             f"known are {', '.join(VISION_PRESETS)}."
         )
     return VisionConfig.model_validate({**VISION_PRESETS.get(name, {}), **params})
@@ -315,10 +241,10 @@ def _flow(data: Mapping[str, Any]) -> FlowConfig:
     _require("vision_gen_enc_config", encoder, FIXED_ENCODER)
     _require("vision_gen_dec_config", decoder, FIXED_DECODER)
     channels = encoder.get("block_out_channels")
-    if not channels or list(channels) != list(decoder.get("block_out_channels", ())) or len(channels) != 1:
+    if not isinstance(channels, list) or len(channels) != 1 or channels != decoder.get("block_out_channels"):
         raise ValueError(
-            f"block_out_channels must be one equal number in encoder and decoder, found {channels!r} "
-            f"and {decoder.get('block_out_channels')!r}."
+            f"block_out_channels must be a list of one number, the same in encoder and decoder, found "
+            f"{short(channels)} and {short(decoder.get('block_out_channels'))}."
         )
     return FlowConfig(
         latent_channels=encoder.get("input_channels", 4),

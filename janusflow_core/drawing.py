@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from .config import Part, Solver, validated
+from .config import Solver
+from .values import Part, validated
 
-Row = tuple[Annotated[float, Field(allow_inf_nan=False)], ...]
+Row = tuple[float, ...]
 
 
 class Preview(Part):

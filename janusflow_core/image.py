@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from .config import Part, printable, validated
+from .values import Part, printable, validated
 
 Picture = Image.Image | np.ndarray | Tensor
 AnyPicture = Picture | str | PathLike  # in memory, or a file
@@ -21,7 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Spread = Annotated[float, Field(ge=1e-3)]
 
 
 class ImageConfig(Part):
@@ -31,7 +31,7 @@ class ImageConfig(Part):
     min_size: int = Field(default=14, gt=0)
     image_mean: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
     image_std: tuple[Spread, Spread, Spread] = (0.5, 0.5, 0.5)
-    rescale_factor: float = Field(default=1 / 255, gt=0, allow_inf_nan=False)
+    rescale_factor: float = Field(default=1 / 255, gt=0, le=1)
     do_normalize: bool = True
 
     @field_validator("min_size")
@@ -131,8 +131,9 @@ def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
         raise ValueError(
             f"{printable(source)} is no picture that Pillow can read: convert it to PNG or JPEG"
         ) from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture {printable(source)} cannot be read ({error}): save it again") from error
+    except Exception as error:  # a decoder that meets nonsense raises struct.error, IndexError or anything else
+        reason = printable(error)[:200] or type(error).__name__
+        raise ValueError(f"the picture {printable(source)} cannot be read ({reason}): save it again") from error
 
 
 def opened(picture: AnyPicture) -> Picture:

@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .adapters import Adapter, Change, Changes, Difference, magnitude_of, rows_of
-from .config import Part, printable, read_json, shown, validated
 from .partial import appearing
+from .values import Part, printable, read_json, shown, validated
 from .weights import NUMBERS, TensorFile, Weights, is_finite, save_tensors, write_tensors
 
 BUNDLED = Path(__file__).parent / "bundled" / "loras"
@@ -130,10 +130,10 @@ def _layers(file: TensorFile, weights: Iterable[str]) -> dict[str, dict[str, Ten
     for key in file.shapes:
         end = max((end for end in ROLES if key.endswith(end)), key=len, default=None)
         if end is None:
-            _refuse(file, f"holds {printable(key)}, which no LoRA has that JanusFlow knows")
+            _refuse(file, f"holds {printable(key)[:200]}, which no LoRA has that JanusFlow knows")
         tensor = file.read(key)
         if tensor.dtype not in NUMBERS or not is_finite(tensor):
-            _refuse(file, f"holds no finite numbers in {printable(key)}: train it again")
+            _refuse(file, f"holds no finite numbers in {printable(key)[:200]}: train it again")
         layer = _plain_name(key.removesuffix(end), flat)
         layers.setdefault(layer, {})[ROLES[end]] = tensor
     if not layers:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .config import parse_json
 from .tokenizer import JanusTokenizer
+from .values import parse_json
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

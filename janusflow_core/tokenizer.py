@@ -6,6 +6,7 @@ that tag's token. Where this would break the layout of images, `understanding_id
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .config import Part, printable, read_optional_json, read_text, validated
+from .values import Part, printable, read_optional_json, read_text, validated
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
@@ -29,6 +30,7 @@ USER = "User"
 ASSISTANT = "Assistant"
 SEPARATORS = ("\n\n", "<｜end▁of▁sentence｜>")
 PAD_TOKEN = "<｜▁pad▁｜>"
+SPECIAL_FILES = "special_tokens_map.json or tokenizer_config.json"
 DEFAULT_SPECIAL = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
 
 
@@ -52,6 +54,12 @@ class ProcessorConfig(Part):
     sft_format: Literal["deepseek", "deepseek_old"] = "deepseek"  # the same template
     mask_prompt: bool = True
     ignore_id: int = -100
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ProcessorConfig:
+        if len({self.image_tag, self.image_start_tag, self.image_end_tag, self.image_gen_tag}) < 4:
+            raise ValueError("four different tags of pictures")
+        return self
 
     @classmethod
     def from_json_dict(cls, values: Mapping[str, Any]) -> ProcessorConfig:
@@ -289,13 +297,15 @@ def _plain_special(special: Mapping[str, Any]) -> dict[str, Any]:
     """bos_token, eos_token and additional_special_tokens as strings; a file's null means the default."""
     plain: dict[str, Any] = {k: _content(k, special.get(k) or v) for k, v in DEFAULT_SPECIAL.items()}
     key = "additional_special_tokens"
-    plain[key] = [_content(key, token) for token in special.get(key) or []]
+    more = special.get(key) or []
+    if not isinstance(more, list):
+        raise ValueError(f"{key} in {SPECIAL_FILES} is {more!r}, expected a list of tokens: correct the file")
+    plain[key] = [_content(key, token) for token in more]
     return plain
 
 
 def _content(key: str, token: object) -> str:
     content = token.get("content") if isinstance(token, Mapping) else token
-    if not isinstance(content, str) or not content:
-        where = f"{key} in special_tokens_map.json or tokenizer_config.json"
-        raise ValueError(f"{where} is {token!r}, expected a token's text: correct the file")
+    if not isinstance(content, str) or not content or re.search("[\ud800-\udfff]", content):
+        raise ValueError(f"{key} in {SPECIAL_FILES} is {token!r}, expected a token's text: correct the file")
     return content

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import parse_json, printable, read_json, shown
 from .partial import appearing
 from .quantized import PARTS, dequantize
+from .values import parse_json, printable, read_json, shown
 
 SAFE_SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -67,9 +67,9 @@ class TensorFile:
         try:
             return safe_open(self.path, framework="pt", device="cpu")
         except SafetensorError as error:
-            size = self.path.stat().st_size
+            size, reason = self.path.stat().st_size, str(error).removeprefix("Error while deserializing header: ")[:200]
             raise ValueError(
-                f"{self.name} is not a whole safetensors file ({size:,} bytes; {error}): "
+                f"{self.name} is not a whole safetensors file ({size:,} bytes; {reason}): "
                 "it was probably cut short; download or copy it again."
             ) from error
 
@@ -84,9 +84,16 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             "convert it to .safetensors where it came from."
         ) from error
     state = state.get("state_dict", state) if isinstance(state, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{shown(path)} holds no dictionary of tensors: it is not a checkpoint.")
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) and _plain(state[key]) for key in state):
+        raise ValueError(f"{shown(path)} holds no dictionary of names and plain tensors: it is not a checkpoint.")
     return dict(state)
+
+
+def _plain(value: object) -> bool:
+    """Whether something is a tensor that has its numbers with it, one after the other."""
+    if not isinstance(value, Tensor) or value.is_meta or value.is_quantized:
+        return False
+    return value.layout == torch.strided
 
 
 class Weights:
@@ -241,11 +248,14 @@ def read_index(folder: Path) -> list[TensorFile]:
 
 def _shards(folder: Path, index: str) -> list[str]:
     """The files that an index names, as names in its own folder, whatever path it gives."""
-    try:
-        names = sorted({Path(name).name for name in read_json(folder / index)["weight_map"].values()})
-    except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{shown(folder)}/{index} is no index of weights ({error!r}): copy it again."
-        raise ValueError(reason) from error
+    files = read_json(folder / index).get("weight_map")
+    if not isinstance(files, dict) or not all(
+        isinstance(name, str) and 0 < len(name) < 1000 for name in files.values()
+    ):
+        raise ValueError(
+            f"{shown(folder)}/{index} is no index of weights: expected a weight_map of names and files; copy it again."
+        )
+    names = sorted({Path(name).name for name in files.values()})
     for name in names:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{shown(folder)} lacks {shown(name)}, which {index} names: download it again.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ..config import printable
+from ..values import printable
 from .loading import LoadOptions
 from .options import one_line, stream_words
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import __version__
-from ..config import Part, shown, validated
+from ..values import Part, shown, validated
 
 # In a PNG; ComfyUI takes what stands under `prompt`, `workflow` or `parameters` for its own.
 ORIGIN_KEY, SWEEP_KEY = "janusflow", "janusflow_sweep"

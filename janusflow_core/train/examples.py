@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..captions import read_beside
-from ..config import printable
 from ..image import ImageConfig, open_image, pictures_below, pixels, preprocess, resize_and_pad
+from ..values import printable
 
 
 @dataclass(frozen=True)

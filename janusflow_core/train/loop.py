@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..config import shown
+from ..values import shown
 from ..weights import TensorFile, write_tensors
 from .machine import rank
 from .optimizer import Diverged, Optimizer, schedule

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from ..config import Part
+from ..values import Part
 
 Teach = Literal["generation", "captioning", "both"]
 Kind = Literal["lora", "rslora", "dora"]

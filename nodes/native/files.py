@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
-from ...janusflow_core.config import read_text
 from ...janusflow_core.image import SUFFIXES, files_below
 from ...janusflow_core.lora import BUNDLED as BUNDLED_LORAS
 from ...janusflow_core.partial import PARTIAL
+from ...janusflow_core.values import read_text
 from ...janusflow_core.weights import PICKLE_SUFFIXES, SAFE_SUFFIXES
 from .compat import folder_paths
 

@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from janusflow_core.world.scenes import COLORS, Object, Scene, render
 
 sys.path.append(str(Path(__file__).parents[1] / "core"))
 import golden  # noqa: E402 - lies beside the core's tests
+from hardness import assert_sentence  # noqa: E402
 
 TINY = "janusflow-tiny"  # bundled, 96 pixels, brings its VAE
 GOLDEN_FILE, GOLDEN_FOLDER = "golden.safetensors", "golden-folder"  # random weights, 384 pixels, no VAE
@@ -174,14 +174,6 @@ def failure(server: Server, graph: Graph, node_type: str, *words: str) -> str:
     assert result.error["node_type"] == node_type, (result.error["node_type"], message)
     assert_sentence(message, *words)
     return message
-
-
-def assert_sentence(message: str, *words: str) -> None:
-    """One sentence for people: no second one behind it, no line break, no trace of Python."""
-    assert re.search(r"[.!?]['\"`]?\s+[A-Z]", message) is None and len(message) < 400, message
-    assert re.search(r"\n|Traceback|\w(Error|Exception)\b|NoneType", message) is None, message
-    missing = [word for word in words if word not in message]
-    assert not missing, f"{missing} not in {message!r}"
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

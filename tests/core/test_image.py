@@ -8,9 +8,10 @@ import numpy as np
 import PIL
 import pytest
 import torch
+from hardness import assert_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from janusflow_core.image import ImageConfig, from_tensor, open_image, preprocess, resize_and_pad, to_pil
 
@@ -24,6 +25,7 @@ PROCESSORS = json.loads((GOLDEN / "golden" / "manifest.json").read_text("utf-8")
 # Pillow 13, which recorded the goldens, shrinks a tall picture's rows before its columns; older ones after.
 OLD_PILLOW = int(PIL.__version__.split(".")[0]) < 13
 ORDER_MATTERS = ("tall", "extreme_tall")
+NOISE = np.random.default_rng(0)
 CASES = [(name, image) for name, processor in PROCESSORS.items() for image in processor["images"]]
 
 
@@ -224,3 +226,27 @@ def test_open_image_names_what_is_wrong(tmp_path: Path):
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="cut.png cannot be read"):
         open_image(tmp_path / "cut.png")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"])
+def test_a_spoilt_picture_opens_or_is_refused_in_one_sentence(form: str):
+    if not features.check(form.lower()) and form in ("AVIF", "WEBP"):
+        pytest.skip(f"this Pillow cannot write {form}")
+    exif = Image.Exif()
+    exif[0x112], exif[0x10E] = 6, "a picture"  # turned, and described
+    file, picture = io.BytesIO(), Image.fromarray(NOISE.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    picture.save(file, form, **({} if form in ("BMP", "GIF") else {"exif": exif.tobytes()}))
+
+    @given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=30), st.floats(0, 1))
+    def spoil(edits: list[tuple[float, int]], kept: float) -> None:
+        data = bytearray(file.getvalue())
+        for where, value in edits:
+            data[int(where**3 * len(data))] = value  # more often near the beginning, where what matters is
+        del data[1 + int(kept * len(data)) :]
+        try:
+            assert open_image(io.BytesIO(data)).mode == "RGB"
+        except ValueError as error:
+            assert_sentence(str(error))
+
+    spoil()

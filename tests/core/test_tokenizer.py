@@ -337,7 +337,7 @@ def test_a_file_that_makes_the_library_panic_is_refused():
 
 
 def test_tokens_that_are_no_unicode_are_refused():
-    with pytest.raises(ValueError, match="tokenizer.json is broken, its tokens cannot be looked up"):
+    with pytest.raises(ValueError, match="bos_token in special_tokens_map.json .* expected a token's text"):
         JanusTokenizer(MAIN.json, ProcessorConfig(), {"bos_token": "\ud800"})
 
 

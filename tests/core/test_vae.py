@@ -195,7 +195,7 @@ def spoilt(value: float) -> Weights:
         (vae_weights(), {"layers_per_block": 10**6}, ["lacks encoder.down_blocks.0.resnets.2.norm1.weight"]),
         (vae_weights(), {"block_out_channels": [16] * 10**6}, ["down_blocks.1", "expected [16, 16, 3, 3]"]),
         (vae_weights(), {"block_out_channels": [16, 32, "32", 32]}, ["block_out_channels", "integer"]),
-        (vae_weights(), {"norm_num_groups": 5}, ["VAEConfig", "widths that 5 norm groups divide"]),
+        (vae_weights(), {"norm_num_groups": 5}, ["widths that 5 norm groups divide"]),
         (vae_weights(), {"act_fn": "relu"}, ["act_fn", "'relu'", "'silu'"]),
         (vae_weights(), {"scaling_factor": 0.0}, ["scaling_factor", "0.0", "greater than 0"]),
     ],

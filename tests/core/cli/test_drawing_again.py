@@ -135,7 +135,7 @@ def test_an_older_picture_is_drawn_at_its_own_size(capsys, tmp_path):
         ("workflow", "drop it on ComfyUI's canvas"),
         ("{", "is damaged"),
         ("[1]", "is damaged"),
-        ('{"seed": 1}', "prompt in"),
+        ('{"seed": 1}', "lacks prompt"),
         ('{"prompt": "a heart", "steps": "many"}', "steps in"),
         ('{"prompt": "a heart", "init_image": "cat.png"}', "drawn with cat.png: say where that is with --init-image"),
         ('{"prompt": "a heart", "mask": "cat.png"}', "say where that is with --mask"),
