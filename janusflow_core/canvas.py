@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .image import pixels
 from .sampling import draw_noise, spherical_mix
+from .seeds import counted
 
 
 def own_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
@@ -17,7 +18,7 @@ def own_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
 
     Raises ValueError for another number of seeds.
     """
-    seeds = [seed + k for k in range(rows)] if isinstance(seed, int) else list(seed)
+    seeds = counted(seed, rows) if isinstance(seed, int) else list(seed)
     if len(seeds) != rows:
         raise ValueError(f"got {len(seeds)} seeds for {rows} pictures: give one for each, or one to count from.")
     return seeds

@@ -57,6 +57,8 @@ class LanguageConfig(Part):
 
     def check_conversation(self, conversation: int, max_new_tokens: int) -> None:
         """Raise ValueError unless a conversation of so many tokens, pictures included, and its answer fit."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         tokens, limit = conversation + max_new_tokens, self.max_position_embeddings
         if tokens > limit:
             raise ValueError(

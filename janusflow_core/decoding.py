@@ -18,6 +18,7 @@ from torch import Tensor
 from .attention import Attention, KVCache, left_padded_mask, sdpa
 from .config import LanguageConfig
 from .graphs import replayed
+from .seeds import generator
 
 # (embeddings (B, T, D), positions (B, T), mask, cache, attention) -> hidden states (B, T, D), as llama.Backbone
 Backbone = Callable[[Tensor, Tensor, "Tensor | None", "KVCache | None", Attention], Tensor]
@@ -82,7 +83,7 @@ def truncate(logits: Tensor, options: SamplingOptions) -> Tensor:
 
 def uniform(seeds: Sequence[int], count: int) -> Tensor:
     """Numbers (B, count) in [0, 1), float32 on the CPU: each row from its own seed, so that no batch changes a text."""
-    return torch.stack([torch.rand(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack([torch.rand(count, generator=generator(seed)) for seed in seeds])
 
 
 def choose(logits: Tensor, options: SamplingOptions, luck: Tensor) -> Tensor:

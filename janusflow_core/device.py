@@ -76,7 +76,9 @@ def usable_device(name: str | None) -> torch.device | None:
     if name is None:
         return None
     try:
-        return torch.empty(0, device=name).device
+        there = torch.zeros(1, device=name)
+        there.item()  # which the meta device, for one, does not hold
+        return there.device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"got device {name!r}, expected one that works here ({reason}): try cpu") from error

@@ -17,7 +17,7 @@ from .device import best_device, best_dtype
 from .drawing import DrawingConfig
 from .guidance import Guidance
 from .lora import LoraStack
-from .model import JanusFlow
+from .model import JanusFlow, flow_tokens
 from .recall import Recall
 from .tokenizer import JanusTokenizer
 from .understanding import Understanding
@@ -192,7 +192,10 @@ class JanusFlowPipeline(Understanding):
         trained, own = self.image_config.image_size, self.drawing
         width = (own.width or trained) if width is None else width
         height = (own.height or trained) if height is None else height
-        return self.model.config.flow.latent_channels, *canvas.latent_sides(width, height)
+        sides = canvas.latent_sides(width, height)
+        # Before there is noise of that size: more than the context holds may be more than the memory does.
+        self.model.config.language.check_drawing(prompt=0, picture=flow_tokens(*sides))
+        return self.model.config.flow.latent_channels, *sides
 
     def _checked_noise(self, noise: Tensor, rows: int) -> Tensor:
         channels = self.model.config.flow.latent_channels

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .seeds import generator
+
 Velocity = Callable[[Tensor, float], Tensor]
 # (steps done, steps in all, the picture the flow is heading for (B, C, h, w)); may raise to cancel
 OnStep = Callable[[int, int, Tensor], None]
@@ -21,16 +23,17 @@ Fresh = Iterator[Tensor]  # noise that was not there before, (B, C, h, w) each t
 # (velocity, z, where the flow is, where it was a step before, the time to reach, new noise) -> z there
 Step = Callable[[Velocity, Tensor, "Point", "Point | None", float, Fresh], Tensor]
 RENEWED, RENEWED_FROM, RENEWED_TO = 0.8, 0.1, 0.6  # how much of the noise, and when on the way
+MOST_STEPS = 1_000_000
 ROUNDING = 1e-6  # of times that were noise levels in float32
 
 
 def time_grid(steps: int, start: float = 0.0, shift: float = 1.0) -> list[float]:
     """The `steps` + 1 times from `start` to 1; `shift` > 1 spends more of them near the noise.
 
-    Raises ValueError unless steps >= 1, 0 <= start < 1 and shift > 0.
+    Raises ValueError unless 1 <= steps <= 1,000,000, 0 <= start < 1 and shift > 0.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps must be at least 1 and at most {MOST_STEPS:,}, got {steps}.")
     if not 0.0 <= start < 1.0:
         raise ValueError(f"the start of the flow must lie in [0, 1), got {start}.")
     if not 0.0 < shift < math.inf:
@@ -42,15 +45,14 @@ def time_grid(steps: int, start: float = 0.0, shift: float = 1.0) -> list[float]
 def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Standard normal noise (len(seeds), *shape): each row from its own seed, on the CPU, so that no batch or device
     changes a picture."""
-    rows = [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows)
+    return torch.stack([torch.randn(*shape, generator=generator(seed)) for seed in seeds])
 
 
 def fresh_noise(noise: Tensor) -> Fresh:
     """Draws more and more noise like this (B, C, h, w): each row follows from the same row here, bit by bit, so that
     no batch or device changes a picture."""
     rows = noise.detach().float().cpu().contiguous()  # not before the first is asked for
-    generators = [torch.Generator().manual_seed(zlib.crc32(row.numpy().tobytes())) for row in rows]
+    generators = [generator(zlib.crc32(row.numpy().tobytes())) for row in rows]
     while True:
         yield torch.stack([torch.randn(rows.shape[1:], generator=own) for own in generators]).to(noise.device)
 

@@ -19,6 +19,7 @@ from .model import JanusFlow
 from .recall import Recall, go_on
 from .schemas import SchemaRule
 from .scoring import YES_NO, Judging
+from .seeds import counted
 from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
@@ -61,7 +62,7 @@ class Understanding:
         if on_token is not None and len(asked) != 1:
             raise ValueError("on_token follows one answer: give one picture, or together=True.")
         options = SamplingOptions(temperature=temperature, top_p=top_p)
-        seeds = range(seed, seed + len(asked)) if isinstance(seed, int) else seed
+        seeds = counted(seed, len(asked)) if isinstance(seed, int) else seed
         with self._words(on_token) as heard:
             answers = self._answers(asked, question, max_new_tokens, options=options, seeds=seeds, on_token=heard)
         return answers[0] if once else answers

@@ -24,8 +24,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, ImportError, OSError) as error:
-        print(f"janusflow: {one_line(str(error))}", file=sys.stderr)
-        return 2
+        return refused(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).partition(". ")[0][:200]
+        return refused(f"there is not enough memory ({reason}): ask for fewer or smaller pictures at once")
+
+
+def refused(reason: str) -> int:
+    """Say in one line why a command ended, and return its status."""
+    from ..values import printable
+
+    print(f"janusflow: {printable(one_line(reason))}", file=sys.stderr)
+    return 2
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error, by torch or by Python, says that no memory is left; torch is not imported for that."""
+    told = ("can't allocate memory", "cannot allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in told)
 
 
 def parse(argv: Sequence[str]) -> Any:

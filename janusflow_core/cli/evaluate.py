@@ -34,6 +34,9 @@ class Evaluate(LoadOptions):
 
     def run(self) -> int:
         """Score and print a table; the status is 0."""
+        for option, number in (("--per-task", self.per_task), ("--scenes", self.scenes)):
+            if number < 1:
+                raise ValueError(f"got {option} {number}, expected at least 1")
         from ..pipeline import JanusFlowPipeline
         from ..world.score import draw_tasks, overall, score_answers, score_pictures, score_round_trips
 

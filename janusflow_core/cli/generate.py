@@ -14,7 +14,7 @@ from ..config import Solver
 from ..sheet import Axis, sheet, yes_or_no
 from ..wildcards import expand, read_prompts
 from .loading import LoadOptions, dtype_name, lora_is_there
-from .options import progress
+from .options import make_folder, progress
 from .origin import SWEEP_KEY, Origin
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Generate(LoadOptions):
         prompts, seeds = asked._rows()
         if asked.init_image is None and (asked.mask is not None or asked.strength not in (None, 1.0)):
             raise ValueError("got --strength or --mask without --init-image, which they change: name that picture too")
-        self.out.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
         from ..pipeline import JanusFlowPipeline
 
         asked._pictures()  # what cannot be opened is told before the model is loaded
@@ -168,6 +168,8 @@ class Generate(LoadOptions):
 
     def _rows(self) -> tuple[list[str], list[int]]:
         """The prompt and the seed of each picture."""
+        from ..seeds import counted
+
         prompts = [*self.prompt, *(read_prompts(self.prompts) if self.prompts else ())]
         if not prompts or not all(prompt.strip() for prompt in prompts):
             raise ValueError('got no prompt or an empty one, say what to draw: janusflow generate "a red circle"')
@@ -185,7 +187,7 @@ class Generate(LoadOptions):
         if len(seeds) > 1 and self.best_of > 1:
             raise ValueError(f"got {len(seeds)} seeds and --best-of, which draws with seeds of its own: give one seed")
         prompts = [prompt for prompt in prompts for _ in range(each * self.best_of)]
-        seeds = seeds * (len(prompts) // each) if len(seeds) > 1 else [seeds[0] + k for k in range(len(prompts))]
+        seeds = seeds * (len(prompts) // each) if len(seeds) > 1 else counted(seeds[0], len(prompts))
         chances = [seeds[row - row % self.best_of] for row in range(len(prompts))]  # candidates share their prompt
         return [expand(prompt, chance, self.wildcards) for prompt, chance in zip(prompts, chances, strict=True)], seeds
 
@@ -228,21 +230,28 @@ class Generate(LoadOptions):
     def _drawn(self, pipe: JanusFlowPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Image.Image]:
         """The pictures in their order, some at once, so that the first are saved before the last are begun."""
         settings, files = {option: getattr(self, option) for option in SETTINGS}, self._pictures()
+        others = self._others(len(prompts))
         for first in range(0, len(prompts), self.batch_size):
             rows = range(first, min(first + self.batch_size, len(prompts)))
             with progress("drawing") as show:
                 yield from pipe.generate(
                     [prompts[row] for row in rows],
                     seed=[seeds[row] for row in rows],
-                    variation_seed=(self.variation_seed or 0) + first,
+                    variation_seed=[others[row] for row in rows],
                     on_step=lambda done, total, _: show(done, total),
                     **settings,
                     **files,
                 )
 
+    def _others(self, rows: int) -> list[int]:
+        """The seeds that the noise is turned towards."""
+        from ..seeds import counted
+
+        return counted(self.variation_seed or 0, rows)
+
     def _origin(self, prompt: str, seed: int, row: int, size: tuple[int, int]) -> Origin:
         """How one picture was made, by itself."""
-        varied = {"variation_seed": (self.variation_seed or 0) + row} if self.variation_strength else {}
+        varied = {"variation_seed": self._others(row + 1)[row]} if self.variation_strength else {}
         files = {option: file.name for option in ("init_image", "mask") if (file := getattr(self, option)) is not None}
         made: dict[str, Any] = {option: getattr(self, option) for option in SETTINGS} | varied | files
         if self.init_image is None:

@@ -6,11 +6,20 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 
 def one_line(text: str) -> str:
     """The text with every run of white space as one space."""
     return " ".join(text.split())
+
+
+def make_folder(path: Path) -> None:
+    """The folder and those above it, where they are not there yet; raises OSError with one sentence."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"there can be no folder {path} ({error.strerror}): name another with --out") from error
 
 
 def stream_words() -> Callable[[str], None]:

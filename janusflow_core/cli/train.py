@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import tyro
 
 from ..train.options import FineTuneOptions
 from .loading import LoadOptions, dtype_name, torch_dtype
-from .options import one_line, progress
+from .options import make_folder, one_line, progress
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +48,7 @@ class Tiny:
 
     def run(self) -> int:
         """Train and print the path of the checkpoint; the status is 0."""
-        if self.minutes <= 0:
+        if not 0 < self.minutes < math.inf:
             raise ValueError(f"got --minutes {self.minutes:g}, expected a positive number")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise ValueError(f"got --rate {self.rate:g}, expected a part of the full rate: above 0, at most 1")
@@ -96,7 +97,7 @@ class Lora(LoadOptions):
             examples, dreams = look_at(subject, captioned, self.settings, show)
         for problem in examples.problems:
             print(f"janusflow: left out {one_line(problem)}", file=sys.stderr)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         tuning = FineTune(subject, examples, self.settings, base, self._state, dreams)
         tuning.stage.memory[DTYPE] = dtype_name(pipe.dtype)
         try:

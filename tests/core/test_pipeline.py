@@ -248,7 +248,7 @@ def never(*_: object) -> None:
         ({"noise": torch.zeros(4, 4, 4)}, r"noise must be.*got \(4, 4, 4\)"),
         ({"num_images": 0}, "nothing to draw"),
         ({"prompt": []}, "nothing to draw"),
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "at most 1,000,000, got 0"),
         ({"solver": "rk45"}, "'rk45' is unknown"),
         ({"mask": torch.ones(1, 32, 32)}, "mask and strength need init_image"),
         ({"strength": 0.5}, "mask and strength need init_image"),

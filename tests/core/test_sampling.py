@@ -62,7 +62,7 @@ def test_times_equal_golden(steps: int):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((0,), "steps must be at least 1, got 0"),
+        ((0,), "at most 1,000,000, got 0"),
         ((5, 1.0), r"\[0, 1\), got 1.0"),
         ((5, -0.1), r"\[0, 1\), got -0.1"),
         ((5, math.nan), r"\[0, 1\), got nan"),

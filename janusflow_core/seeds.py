@@ -1,0 +1,19 @@
+"""Seeds: every picture and every text has its own, so that no batch, no process and no device changes it."""
+
+from __future__ import annotations
+
+import torch
+
+LIMIT = 2**64  # torch takes whole numbers of 64 bits
+
+
+def counted(seed: int, count: int) -> list[int]:
+    """`seed`, `seed` + 1, … `count` of them; behind the last number of 64 bits comes 0."""
+    return [seed + k - LIMIT * (seed + k >= LIMIT > seed) for k in range(count)]
+
+
+def generator(seed: int) -> torch.Generator:
+    """A source of random numbers, on the CPU; raises ValueError for a seed beyond 64 bits."""
+    if not -LIMIT // 2 <= seed < LIMIT:
+        raise ValueError(f"a seed must be a whole number of 64 bits, got {seed}.")
+    return torch.Generator().manual_seed(seed)
