@@ -264,6 +264,8 @@ def generate(
     cache = KVCache(prompt.shape[1] + max_new_tokens) if cache is None else cache
     reader, writer = Reader(backbone, head, embed, cache, attention), Writer(rows, eos, on_token)
     logits = reader.read_prompt(prompt, real)
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model answers with NaN: take its LoRAs and patches out, or load it in another dtype.")
     read = reader.fixed(rows) if fixed else reader.read
     chooser = Chooser(options, rules, uniform(seeds or [0] * rows, max_new_tokens), logits)
     # A GPU is given the next step before the host looks at the last one; rules need to know all that was written.

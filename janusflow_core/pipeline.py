@@ -156,8 +156,10 @@ class JanusFlowPipeline(Understanding):
         if not rows:
             raise ValueError("there is nothing to draw: give at least one prompt and num_images of at least 1.")
         if noise is None:
+            shape = self._latent_shape(width, height)
+            self._check_context(rows, *shape[1:])  # first, because more than it holds may be more than memory does
             seeds, others = (canvas.own_seeds(given, len(rows)) for given in (seed, variation_seed))
-            noise = canvas.varied_noise(self._latent_shape(width, height), seeds, others, variation_strength)
+            noise = canvas.varied_noise(shape, seeds, others, variation_strength)
         noise = self._checked_noise(noise, len(rows)).to(self.device, torch.float32)
         times = sampling.time_grid(self.drawing.steps if steps is None else steps, start, shift)
         z, inpaint = noise, None
@@ -192,10 +194,11 @@ class JanusFlowPipeline(Understanding):
         trained, own = self.image_config.image_size, self.drawing
         width = (own.width or trained) if width is None else width
         height = (own.height or trained) if height is None else height
-        sides = canvas.latent_sides(width, height)
-        # Before there is noise of that size: more than the context holds may be more than the memory does.
-        self.model.config.language.check_drawing(prompt=0, picture=flow_tokens(*sides))
-        return self.model.config.flow.latent_channels, *sides
+        return self.model.config.flow.latent_channels, *canvas.latent_sides(width, height)
+
+    def _check_context(self, prompts: Sequence[str], height: int, width: int) -> None:
+        longest = max(len(self.tokenizer.generation_ids(prompt)) for prompt in {*prompts})
+        self.model.config.language.check_drawing(longest, flow_tokens(height, width))
 
     def _checked_noise(self, noise: Tensor, rows: int) -> Tensor:
         channels = self.model.config.flow.latent_channels

@@ -86,7 +86,11 @@ def _matcher(tokenizer: JanusTokenizer, schema: dict[str, Any]) -> LLMatcher:
         raise ImportError('answers as JSON need llguidance: run `pip install "llguidance>=1.3"`.') from error
     slices = LLTokenizer.json_slices()
     known = LLTokenizer(tokenizer.whole, n_vocab=tokenizer.vocab_size, eos_token=tokenizer.eos_id, slices=slices)
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(bounded(schema)), defaults={"whitespace_flexible": False})
+    try:
+        whole = json.dumps(bounded(schema))
+        grammar = LLMatcher.grammar_from_json_schema(whole, defaults={"whitespace_flexible": False})
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"this schema cannot be followed ({error}): simplify it.") from error
     matcher = LLMatcher(known, grammar, log_level=0)
     if matcher.is_error() or not matcher.compute_logit_bias():
         reason = " ".join(matcher.get_error().split())[:200]

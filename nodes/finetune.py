@@ -118,7 +118,7 @@ class JanusFlowREPAFineTune(io.ComfyNode):
     def execute(cls, **lists: Any) -> io.NodeOutput:
         given = {name: _first(values) for name, values in lists.items()}
         model, clip, vae = given["model"], given["clip"], given["vae"]
-        if not isinstance(model.model, JanusFlowModel) or not isinstance(clip, JanusFlowCLIP):
+        if not isinstance(getattr(model, "model", None), JanusFlowModel) or not isinstance(clip, JanusFlowCLIP):
             raise ValueError("REPA Fine-tune needs JanusFlow's MODEL and CLIP: connect those of Load JanusFlow.")
         check_vae(vae)
         captioned = captioned_pictures(lists.get("images"), lists.get("texts"), given["folder"])

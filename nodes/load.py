@@ -11,7 +11,7 @@ from ..janusflow_core.autoencoder import Autoencoder, load_vae_files
 from ..janusflow_core.checkpoint import Checkpoint, open_checkpoint
 from .native.clip import JanusFlowCLIP, text_patcher
 from .native.compat import VAE, folder_paths, instead_of_fp16, io, model_management
-from .native.files import checkpoint_names, checkpoint_path
+from .native.files import checkpoint_names, checkpoint_path, files_state
 from .native.model import flow_patcher
 
 FROM_CHECKPOINT, NO_VAE = "from checkpoint", "none"
@@ -66,13 +66,13 @@ class JanusFlowLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, **kwargs: Any) -> int:
-        # Times only: ComfyUI writes this value into every picture, and a path would tell the user's name.
+    def fingerprint_inputs(cls, checkpoint: str, vae: str = FROM_CHECKPOINT, **kwargs: Any) -> int:
+        # A number only: ComfyUI writes this value into every picture, and a path would tell the user's name.
         try:
-            path = checkpoint_path(checkpoint)
-        except FileNotFoundError:
+            path, own_vae = checkpoint_path(checkpoint), folder_paths.get_full_path("vae", vae)
+            return files_state([path, *path.rglob("*"), *([Path(own_vae)] if own_vae else [])])
+        except OSError:
             return 0  # must not raise; execute says what is missing
-        return max(file.stat().st_mtime_ns for file in (path, *path.glob("*")))
 
     @classmethod
     def execute(cls, checkpoint: str, vae: str = FROM_CHECKPOINT, weight_dtype: str = "default") -> io.NodeOutput:

@@ -52,8 +52,8 @@ def strength_inputs() -> list[Any]:
 
 
 def check_vae(vae: Any) -> None:
-    """Raises ValueError where Load JanusFlow was asked for none."""
-    if vae is None:
+    """Raises ValueError where Load JanusFlow was asked for none, or where a text stands instead of a link."""
+    if not hasattr(vae, "latent_channels"):
         raise ValueError("There is no VAE: choose one in Load JanusFlow's field `vae`, or connect Load VAE.")
 
 
@@ -82,8 +82,15 @@ def draw(
 
     Raises ValueError with one sentence for a MODEL that is not JanusFlow's and for settings that are no settings.
     """
-    if not isinstance(model.model, JanusFlowModel):
+    if not isinstance(getattr(model, "model", None), JanusFlowModel):
         raise ValueError("Flow Sampler needs a JanusFlow MODEL; for other models use KSampler.")
+    for name, value, kind in (
+        ("positive", positive, list),
+        ("negative", negative, list),
+        ("latent", latent or {}, dict),
+    ):
+        if not isinstance(value, kind):  # a workflow that was edited by hand
+            raise ValueError(f"{name} is {str(value)[:40]!r}, but must be linked to another node's output.")
     for name, value in (("cfg", cfg), ("denoise", denoise), ("shift", shift)):
         if not math.isfinite(value):  # JSON may say NaN, which no widget's bounds keep out
             raise ValueError(f"{name} is {value}, but must be a number.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from ...janusflow_core.checkpoint import BUNDLED, bundled_names
@@ -115,10 +116,15 @@ def data_path(name: str) -> Path:
 def folder_state(name: str) -> int:
     """A number that changes with the files in a folder; nothing is told about their names."""
     try:
-        files = [(str(path), path.stat()) for path in data_path(name).rglob("*") if path.is_file()]
+        return files_state(data_path(name).rglob("*"))
     except (OSError, ValueError):
         return 0  # must not raise; execute says what is missing
-    seen = "".join(f"{path}\0{stat.st_mtime_ns}\0{stat.st_size}\0" for path, stat in sorted(files, key=lambda f: f[0]))
+
+
+def files_state(paths: Iterable[Path]) -> int:
+    """A number that changes with these files, their names included; raises OSError for one that has just gone."""
+    files = sorted((str(path), path.stat()) for path in paths if path.is_file())
+    seen = "".join(f"{path}\0{stat.st_mtime_ns}\0{stat.st_size}\0" for path, stat in files)
     return zlib.crc32(seen.encode("utf-8", "surrogateescape"))
 
 

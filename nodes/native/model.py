@@ -10,6 +10,7 @@ alone is the unconditional branch; its time token stands where the positive prom
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ from ...janusflow_core.checkpoint import Checkpoint, counted, open_checkpoint, v
 from ...janusflow_core.model import JanusFlow, Prefix, flow_tokens
 from ...janusflow_core.weights import json_tensor, read_weights
 from .compat import (
+    KEEPS_INT8,
     SDXL,
     BaseModel,
     CONDRegular,
@@ -38,10 +40,21 @@ from .compat import (
 )
 from .layers import quick
 
+log = logging.getLogger(__name__)
+
 BOS = "janusflow_bos"
 TIME_POSITION = "janusflow_time_position"
 CACHE = "janusflow_prefix_cache"
 SIGMA_TABLE = 277200  # divisible by every number of steps up to 12, and by 14, 15, 20, 24, 25, 28, 30, 40, 50, 100
+
+
+class NoUNet(dict[str, Any]):
+    """What ComfyUI calls the config of a U-Net: FreeU and its like look up in it what JanusFlow does not have."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"This node changes a U-Net and asks for its {key}, but JanusFlow has none: take the node out of the graph."
+        )
 
 
 class PromptCond(CONDRegular):
@@ -120,7 +133,7 @@ class FlowModel(JanusFlow):
         self, config: Any, dtype: torch.dtype | None = None, device: Any = None, operations: Any = None, **unused: Any
     ) -> None:
         super().__init__(config, text=False, operations=quick(operations), dtype=dtype, device=device)
-        self.dtype = dtype
+        self.dtype, self.in_channels = dtype, config.flow.latent_channels
 
     def forward(
         self,
@@ -174,6 +187,12 @@ class JanusFlowModel(BaseModel):
             raise ValueError(
                 "JanusFlow needs a prompt: connect Encode Prompt, or CLIP Text Encode with JanusFlow's CLIP."
             )
+        noise, channels = kwargs["noise"], self.model_config.core.flow.latent_channels
+        if noise.ndim != 4 or noise.shape[1] != channels:
+            raise ValueError(
+                f"The latent has shape {tuple(noise.shape)}, but JanusFlow draws pictures of (batch, {channels}, "
+                "height, width): connect Empty Latent Image, or a latent of pictures."
+            )
         width = self.model_config.core.language.hidden_size
         if prompt.ndim != 3 or prompt.shape[-1] != width:
             raise ValueError(
@@ -181,7 +200,7 @@ class JanusFlowModel(BaseModel):
                 "encode the prompt with the CLIP of the same Load JanusFlow node."
             )
         start = kwargs.get(TIME_POSITION, prompt.shape[1])
-        height, width = kwargs.get("area", kwargs["noise"].shape[-2:])[:2]
+        height, width = kwargs.get("area", noise.shape[-2:])[:2]
         self.model_config.core.language.check_drawing(start, flow_tokens(height, width))
         out["c_crossattn"] = PromptCond(prompt)
         out["prompt_lengths"] = RowNumbers([prompt.shape[1]])
@@ -218,6 +237,7 @@ class SupportedJanusFlow(SupportedModel):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__({"image_model": "janusflow", "config": checkpoint.config})
+        self.unet_config = NoUNet(self.unet_config)
         self.core, self.drawing = checkpoint.config, checkpoint.drawing
         if self.drawing.preview is not None:  # a VAE of its own: SDXL's factors and TAESD would show false colors
             self.latent_format.latent_rgb_factors_reshape = self.drawing.preview.decode
@@ -252,8 +272,19 @@ def prepare_sampling(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
             cond["cross_attn"] = cond[BOS].to(cond["cross_attn"])
             cond[TIME_POSITION] = max(positive, default=1)
     options = guider.model_options.setdefault("transformer_options", {})
+    if replaced := options.get("patches_replace"):
+        raise ValueError(
+            f"A node replaces {' and '.join(sorted(replaced))} in a U-Net's blocks, but JanusFlow has none: take that "
+            "node out (SelfAttentionGuidance, an IPAdapter)."
+        )
     options[CACHE] = PrefixCache()
-    return executor(*args, **kwargs)
+    samples = executor(*args, **kwargs)
+    if not torch.isfinite(samples).all():
+        raise ValueError(
+            "The drawing came out as NaN, which a VAE shows as black: take LoRAs and other patches out one by one, or "
+            "choose another weight_dtype in Load JanusFlow."
+        )
+    return samples
 
 
 def load_flow(path: str, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> Any:
@@ -282,8 +313,13 @@ def flow_patcher(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disab
 
 
 def is_packed(checkpoint: Checkpoint, keys: Iterable[str]) -> bool:
-    """Whether one of these weights is quantised."""
-    return any(checkpoint.weights.is_quantized(key) for key in keys)
+    """Whether one of these weights is quantised, and this ComfyUI computes with what it is stored in."""
+    weights = checkpoint.weights
+    quantized = [key for key in keys if weights.is_quantized(key)]
+    if not KEEPS_INT8 and any(weights.stored(key).dtype == torch.int8 for key in quantized):
+        log.warning("This ComfyUI has no layers in int8: they take twice the memory; update it to 0.27.0 or newer.")
+        return False
+    return bool(quantized)
 
 
 def _numbers(
