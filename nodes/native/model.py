@@ -39,6 +39,7 @@ from .compat import (
     pad_to_patch_size,
 )
 from .layers import quick
+from .refusals import NoUNet, check_latents, check_numbers, check_patches
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +47,6 @@ BOS = "janusflow_bos"
 TIME_POSITION = "janusflow_time_position"
 CACHE = "janusflow_prefix_cache"
 SIGMA_TABLE = 277200  # divisible by every number of steps up to 12, and by 14, 15, 20, 24, 25, 28, 30, 40, 50, 100
-
-
-class NoUNet(dict[str, Any]):
-    """What ComfyUI calls the config of a U-Net: FreeU and its like look up in it what JanusFlow does not have."""
-
-    def __missing__(self, key: str) -> Any:
-        raise ValueError(
-            f"This node changes a U-Net and asks for its {key}, but JanusFlow has none: take the node out of the graph."
-        )
 
 
 class PromptCond(CONDRegular):
@@ -187,12 +179,8 @@ class JanusFlowModel(BaseModel):
             raise ValueError(
                 "JanusFlow needs a prompt: connect Encode Prompt, or CLIP Text Encode with JanusFlow's CLIP."
             )
-        noise, channels = kwargs["noise"], self.model_config.core.flow.latent_channels
-        if noise.ndim != 4 or noise.shape[1] != channels:
-            raise ValueError(
-                f"The latent has shape {tuple(noise.shape)}, but JanusFlow draws pictures of (batch, {channels}, "
-                "height, width): connect Empty Latent Image, or a latent of pictures."
-            )
+        noise = kwargs["noise"]
+        check_latents(noise, self.model_config.core.flow.latent_channels)
         width = self.model_config.core.language.hidden_size
         if prompt.ndim != 3 or prompt.shape[-1] != width:
             raise ValueError(
@@ -272,18 +260,10 @@ def prepare_sampling(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
             cond["cross_attn"] = cond[BOS].to(cond["cross_attn"])
             cond[TIME_POSITION] = max(positive, default=1)
     options = guider.model_options.setdefault("transformer_options", {})
-    if replaced := options.get("patches_replace"):
-        raise ValueError(
-            f"A node replaces {' and '.join(sorted(replaced))} in a U-Net's blocks, but JanusFlow has none: take that "
-            "node out (SelfAttentionGuidance, an IPAdapter)."
-        )
+    check_patches(options)
     options[CACHE] = PrefixCache()
     samples = executor(*args, **kwargs)
-    if not torch.isfinite(samples).all():
-        raise ValueError(
-            "The drawing came out as NaN, which a VAE shows as black: take LoRAs and other patches out one by one, or "
-            "choose another weight_dtype in Load JanusFlow."
-        )
+    check_numbers(samples)
     return samples
 
 

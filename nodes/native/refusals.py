@@ -1,0 +1,45 @@
+"""What cannot be drawn with: patches for other models, latents of other things, weights that hold NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NoUNet(dict[str, Any]):
+    """What ComfyUI calls the config of a U-Net: FreeU and its like look up in it what JanusFlow does not have."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ValueError(
+            f"This node changes a U-Net and asks for its {key}, but JanusFlow has none: take the node out of the graph."
+        )
+
+
+def check_latents(latents: Any, channels: int) -> None:
+    """Raises ValueError unless these are latents (B, channels, h, w) of pictures."""
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise ValueError(
+            f"The latent has shape {tuple(latents.shape)}, but JanusFlow draws pictures of (batch, {channels}, height, "
+            "width): connect Empty Latent Image, or a latent of pictures."
+        )
+
+
+def check_patches(transformer_options: Mapping[str, Any]) -> None:
+    """Raises ValueError where a node has replaced what JanusFlow does not have."""
+    if replaced := transformer_options.get("patches_replace"):
+        raise ValueError(
+            f"A node replaces {' and '.join(sorted(replaced))} in a U-Net's blocks, but JanusFlow has none: take that "
+            "node out (SelfAttentionGuidance, an IPAdapter)."
+        )
+
+
+def check_numbers(latents: Tensor) -> None:
+    """Raises ValueError for a drawing that holds NaN or infinity."""
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            "The drawing came out as NaN, which a VAE shows as black: take LoRAs and other patches out one by one, or "
+            "choose another weight_dtype in Load JanusFlow."
+        )
