@@ -35,9 +35,19 @@ def _place(whole: Path, folder: Path, stem: str) -> Path:
     for number in itertools.count():
         path = folder / f"{stem}_{number}.png"
         try:
-            path.touch(exist_ok=False)  # takes the name, so that another process takes the next number
-        except FileExistsError:
+            _appear(whole, path)
+        except FileExistsError:  # another process was faster: the next number
             continue
-        os.replace(whole, path)
         return path
     raise AssertionError("unreachable")
+
+
+def _appear(whole: Path, path: Path) -> None:
+    """Give a file a name that nobody has, in one step; raises FileExistsError where somebody has it."""
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links: for a moment the name is there and the picture is not
+        path.touch(exist_ok=False)
+        os.replace(whole, path)
