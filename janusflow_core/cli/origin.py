@@ -70,7 +70,7 @@ class Origin(Part):
             raise ValueError(f"{shown(path)} does not say how janusflow drew it: {why}")
         try:
             values = json.loads(text[ORIGIN_KEY])
-        except ValueError:
+        except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
             raise ValueError(f"what {shown(path)} says of its making is damaged: name another picture")

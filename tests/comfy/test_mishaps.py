@@ -93,7 +93,7 @@ def test_a_file_cut_short_since_is_named(server, models):
 
 @pytest.fixture
 def little_memory(server) -> Iterator[None]:
-    """The server may have a gigabyte and a half more than it has with a model loaded, whose files it maps many times."""
+    """The server may have a gigabyte and a half more than it has once a model is loaded, whose file it maps often."""
     drawn(server, drawing(graphs.TINY, seed=next(SEEDS), width=0, height=0))
     process = psutil.Process(server._process.pid)
     before = process.rlimit(psutil.RLIMIT_AS)
