@@ -50,7 +50,7 @@ def checked_latents(samples: Any, channels: int) -> Any:
     """The latents (B, channels, h, w) of pictures; raises ValueError for those of sounds, videos and other VAEs."""
     latents = samples["samples"] if isinstance(samples, dict) else None
     shape = tuple(getattr(latents, "shape", ()))
-    if len(shape) != 4 or shape[1] != channels:
+    if len(shape) != 4 or shape[1] != channels or 0 in shape:
         raise ValueError(
             f"The latent has shape {shape}, but this VAE decodes pictures of (batch, {channels}, height, width): "
             "connect a latent that was drawn for the same VAE."

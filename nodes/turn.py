@@ -9,6 +9,7 @@ from ..janusflow_core.image import from_tensor
 from ..janusflow_core.tokenizer import SYSTEM_PROMPT
 from .native.asking import shown
 from .native.compat import io
+from .native.refusals import check_pictures
 from .native.wires import Chat as ChatWire
 
 
@@ -57,6 +58,8 @@ class JanusFlowChatTurn(io.ComfyNode):
         if role == "assistant" and image is not None:
             raise ValueError("Chat Turn got a picture of the assistant, who shows none: make it the user's.")
         chat = Chat(system=system.strip()) if chat is None else chat
+        if image is not None:
+            check_pictures(image, "Chat Turn")
         pictures = [] if image is None else from_tensor(image)
         chat = chat.ask(text, pictures) if role == "user" else chat.answer(text)
         return io.NodeOutput(chat, ui=shown([chat.text], cls.hidden))

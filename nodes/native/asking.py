@@ -11,6 +11,7 @@ from ...janusflow_core.decoding import SamplingOptions
 from ...janusflow_core.tokenizer import TextStream
 from .clip import check_clip
 from .compat import io, show_on_node, ui
+from .refusals import check_pictures
 from .tokens import Tokens
 
 OWN = "own question"
@@ -49,11 +50,7 @@ def shown(told: Sequence[str], hidden: Any) -> Any:
 def conversations(clip: Any, image: Any, question: str, pictures: str, node: str) -> list[Tokens]:
     """A question about each picture of a batch, or about all; raises ValueError in the name of a node."""
     check_clip(clip, node)
-    if image.ndim != 4:
-        raise ValueError(
-            f"{node} got pictures of shape {tuple(image.shape)}, expected "
-            "(batch, height, width, channels): connect an IMAGE output."
-        )
+    check_pictures(image, node)
     groups = [image] if pictures == TOGETHER else [picture[None] for picture in image]
     return [clip.tokenize(asked(OWN, question), image=group) for group in groups]
 

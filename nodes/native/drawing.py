@@ -14,6 +14,7 @@ from ...janusflow_core.sampling import integrate, time_grid
 from .compat import SDXL, io, latent_preview, model_management, sample, samplers
 from .guidance import with_guidance
 from .model import JanusFlowModel
+from .refusals import check_latents
 
 SAMPLERS = ["auto", "euler", "heun", "dpmpp_2m", "uni_pc", "res_multistep", "euler_ancestral", "ipndm_v", "renoise"]
 
@@ -99,6 +100,7 @@ def draw(
     model = with_guidance(model, Guidance(cfg, guidance_start, guidance_end, cfg_zero_star, guidance_rescale))
     start = dict(latent) if latent is not None else _empty_latent(model, width, height, batch_size)
     samples = sample.fix_empty_latent_channels(model, start["samples"])
+    check_latents(samples, model.model.model_config.core.flow.latent_channels)
     indices = start.get("batch_index", range(len(samples)))
     seeds, others = ([(first + k) % 2**64 for k in indices] for first in (seed, variation_seed))
     noise = varied_noise(samples.shape[1:], seeds, others, variation_strength)

@@ -18,11 +18,22 @@ class NoUNet(dict[str, Any]):
         )
 
 
-def check_latents(latents: Any, channels: int) -> None:
-    """Raises ValueError unless these are latents (B, channels, h, w) of pictures."""
-    if latents.ndim != 4 or latents.shape[1] != channels:
+def check_pictures(image: Any, node: str) -> None:
+    """Raises ValueError in the name of a node unless these are pictures (B, H, W, C), at least one of one pixel."""
+    shape = tuple(getattr(image, "shape", ()))
+    if len(shape) != 4 or 0 in shape:
         raise ValueError(
-            f"The latent has shape {tuple(latents.shape)}, but JanusFlow draws pictures of (batch, {channels}, height, "
+            f"{node} got pictures of shape {shape}, expected (batch, height, width, channels) and at least one of one "
+            "pixel: connect an IMAGE output."
+        )
+
+
+def check_latents(latents: Any, channels: int) -> None:
+    """Raises ValueError unless these are latents (B, channels, h, w) of pictures, at least one of them."""
+    shape = tuple(getattr(latents, "shape", ()))
+    if len(shape) != 4 or shape[1] != channels or 0 in shape:
+        raise ValueError(
+            f"The latent has shape {shape}, but JanusFlow draws pictures of (batch, {channels}, height, "
             "width): connect Empty Latent Image, or a latent of pictures."
         )
 

@@ -1,6 +1,7 @@
 """Every mistake ends at the node where it was made, in one sentence that says what to do."""
 
 import json
+import math
 
 import graphs
 import pytest
@@ -140,10 +141,10 @@ def test_more_words_than_the_context_holds_are_refused(server, node):
     loaded = graph.load()
     image = graph.add("EmptyImage", width=32, height=32, batch_size=1, color=0)
     if node == "TextGenerate":
-        graph.show(graph.generate_text(loaded[1], "What is it?", 8192, image=image))
+        graph.show(graph.generate_text(loaded[1], "What is it?", 2048, image=image))
     else:
-        graph.show(graph.describe(loaded[1], image, tokens=8192))
-    failure(server, graph, node, "8192", "model's context holds 1024", "max_new_tokens", "make them shorter")
+        graph.show(graph.describe(loaded[1], image, tokens=2048))
+    failure(server, graph, node, "2048", "model's context holds 1024", "max_new_tokens", "make them shorter")
 
 
 @pytest.mark.parametrize("node", ["JanusFlowEncodePrompt", "CLIPTextEncode"])
@@ -201,8 +202,42 @@ def test_models_of_other_kinds_are_refused(pack):
         assert_sentence(str(caught.value), *words)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 3), (1, 1, 8, 8, 3)])
+@pytest.mark.parametrize("shape", [(8, 8, 3), (1, 1, 8, 8, 3), (0, 8, 8, 3), (1, 0, 8, 3)])
 def test_pictures_of_a_wrong_rank_are_refused(pack, shape):
     with pytest.raises(ValueError) as caught:
         pack.node("describe")(pack.tiny[1], torch.zeros(shape), "What?", 4, {"mode": "greedy"})
     assert_sentence(str(caught.value), "Describe Image", str(shape), "(batch, height, width, channels)")
+
+
+@pytest.mark.parametrize("image", [None, "x", 5, [torch.zeros(1, 8, 8, 3)]])
+@pytest.mark.parametrize("node", ["describe", "turn"])
+def test_what_is_no_picture_is_refused(pack, node, image):
+    if node == "turn" and image is None:
+        pytest.skip("a turn without a picture is a turn")
+    call = pack.node(node)
+    with pytest.raises(ValueError) as caught:
+        if node == "describe":
+            call(pack.tiny[1], image, "What?", 4, {"mode": "greedy"})
+        else:
+            call("What?", image=image)
+    assert_sentence(str(caught.value), "expected (batch, height, width, channels)", "connect an IMAGE output")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_pictures_of_no_numbers_are_refused(pack, value):
+    with pytest.raises(ValueError) as caught:
+        pack.node("describe")(pack.tiny[1], torch.full((1, 8, 8, 3), value), "What?", 4, {"mode": "greedy"})
+    assert_sentence(str(caught.value), "NaN or infinite values", "expected 0 to 1")
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 8, 8), (1, 4, 0, 8), (1, 5, 8, 8), (4, 8, 8)])
+@pytest.mark.parametrize("node", ["sample", "decode"])
+def test_latents_of_nothing_are_refused(pack, node, shape):
+    model, clip, vae = pack.tiny
+    latent = {"samples": torch.ones(shape)}
+    with pytest.raises(ValueError) as caught, torch.inference_mode():
+        if node == "decode":
+            pack.node(node)(latent, vae)
+        else:
+            pack.node(node)(model, *pack.node("encode")(clip, PROMPT), 0, steps=1, latent=latent)
+    assert_sentence(str(caught.value), f"The latent has shape {shape}", "(batch, 4, height, width)")
