@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
 
 BUNDLED_MODEL = "janusflow-tiny"
-OLDEST_COMFYUI = (0, 30, 0)
+OLDEST_COMFYUI = (0, 16, 3)  # as pyproject.toml says
 
 
 def examine(

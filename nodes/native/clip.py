@@ -24,7 +24,7 @@ from ...janusflow_core.image import from_tensor, preprocess
 from ...janusflow_core.model import JanusFlow
 from ...janusflow_core.recall import Recall, go_on
 from ...janusflow_core.weights import read_weights
-from .compat import CLIP, check_cancelled, loading_bar, model_management, new_patcher, ops, utils
+from .compat import CLIP, check_cancelled, cuda_device_context, loading_bar, model_management, new_patcher, ops, utils
 from .layers import quick
 from .model import BOS, ComfyAttention, is_packed
 from .tokens import NAME, Row, TokenizerFacade, Tokens, is_picture
@@ -200,7 +200,7 @@ class JanusFlowCLIP(CLIP):
         text, row = self.cond_stage_model, self.cond_stage_model.tokenizer.chat(chat)
         ids, core = text.tokenizer.lay_out(row), text.tokenizer.core
         device, dtype, _ = self._load_both(len(ids), max_new_tokens)
-        with model_management.cuda_device_context(device):
+        with cuda_device_context(device):
             said = go_on(
                 text.recall,
                 (self.patcher.patches_uuid, self.flow_patcher.patches_uuid, dtype),
@@ -248,7 +248,7 @@ class JanusFlowCLIP(CLIP):
         text, rows = self.cond_stage_model, [tokens[NAME][0] for tokens in conversations]
         device, dtype, room = self._load_both(max(len(text.tokenizer.lay_out(row)) for row in rows), more)
         at_once = decoding.fitting(model_management.get_free_memory(device), room)
-        with model_management.cuda_device_context(device):
+        with cuda_device_context(device):
             for first in range(0, len(rows), at_once):
                 yield first, *text.embed(rows[first : first + at_once], dtype)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import comfy.model_management as model_management
@@ -24,6 +25,7 @@ from comfy.ldm.common_dit import pad_to_patch_size
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.model_base import BaseModel, ModelType
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.quant_ops import QUANT_ALGOS
 from comfy.sd import CLIP, VAE
 from comfy.supported_models_base import BASE as SupportedModel
 from comfy_api.latest import ComfyExtension, io, ui
@@ -36,6 +38,7 @@ __all__ = [
     "CLIP",
     "CONDRegular",
     "ComfyExtension",
+    "KEEPS_INT8",
     "ModelType",
     "SDXL",
     "SupportedModel",
@@ -44,7 +47,9 @@ __all__ = [
     "WrappersMP",
     "check_cancelled",
     "cpu_in_bf16",
+    "cuda_device_context",
     "folder_paths",
+    "fresh_clone",
     "get_all_wrappers",
     "instead_of_fp16",
     "io",
@@ -65,6 +70,17 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 check_cancelled = model_management.throw_exception_if_processing_interrupted
+
+
+def _cuda_device_context(device: torch.device) -> Any:
+    """Makes this CUDA device the current one for a while; nothing where it is none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+# Layers in int8 came after 0.24.1, by 0.27.0: before, what they stand for is computed with.
+KEEPS_INT8 = "int8_tensorwise" in QUANT_ALGOS
+# Missing in 0.18.2, not needed since 0.24.1.
+cuda_device_context = getattr(model_management, "cuda_device_context", _cuda_device_context)
 
 
 def cpu_in_bf16(device: torch.device) -> bool:
@@ -89,6 +105,13 @@ def new_patcher(model, load_device, offload_device, disable_dynamic: bool = Fals
     """A ModelPatcher of the kind this server uses; main.py rebinds the class at start, so it is looked up late."""
     kind = model_patcher.ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
     return kind(model, load_device=load_device, offload_device=offload_device)
+
+
+def fresh_clone(patcher: Any) -> Any:
+    """A clone with all patches over weights that are read from the checkpoint anew, without dynamic memory."""
+    # Since 0.27.0 clone(disable_dynamic=True, force_deepcopy=True) does the same; 0.24.1 has no force_deepcopy.
+    load, arguments = patcher.cached_patcher_init
+    return patcher.clone(True, load(*arguments, disable_dynamic=True).get_clone_model_override())
 
 
 def loading_bar() -> Callable[[int, int], None]:

@@ -26,7 +26,7 @@ from ...janusflow_core.train.optimizer import Diverged
 from ...janusflow_core.train.options import FineTuneOptions
 from ...janusflow_core.train.subject import Subject
 from .clip import JanusFlowCLIP
-from .compat import check_cancelled, folder_paths, model_management, show_on_node, utils
+from .compat import check_cancelled, folder_paths, fresh_clone, model_management, show_on_node, utils
 from .files import data_path
 
 log = logging.getLogger(__name__)
@@ -44,8 +44,8 @@ def learnable(model: Any, clip: JanusFlowCLIP, vae: Any) -> Iterator[Subject]:
     anew; the quantised stay as they are. MODEL and CLIP themselves are not touched.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        flow = model.clone(disable_dynamic=True, force_deepcopy=True)
-        text = clip.patcher.clone(disable_dynamic=True, force_deepcopy=True)
+        flow = fresh_clone(model)
+        text = fresh_clone(clip.patcher)
         text.load_device = flow.load_device  # the words' embeddings go where the layers are
 
         def load() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import importlib
 import importlib.util
+import re
 import shutil
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from graphs import PROMPT, SCALE
 
@@ -41,6 +43,25 @@ NODES = {
     "sheet": "JanusFlowSheet",
     "doctor": "JanusFlowDoctor",
 }
+
+
+def since(version: str, what: str) -> None:
+    """Skip the test where this ComfyUI is older than the version that brought `what`."""
+    if older_than(version):
+        pytest.skip(f"ComfyUI {comfyui_version()} lacks {what}, which {version} has")
+
+
+def older_than(version: str) -> bool:
+    """Whether tests run on a ComfyUI before this version."""
+    here, there = ([int(number) for number in re.findall(r"\d+", text)] for text in (comfyui_version(), version))
+    return here < there
+
+
+@cache
+def comfyui_version() -> str:
+    """The version of the ComfyUI that tests run on, as its comfyui_version.py says."""
+    text = (find_comfyui() / "comfyui_version.py").read_text(encoding="utf-8")
+    return text.partition('__version__ = "')[2].partition('"')[0]
 
 
 class Pack:
@@ -115,6 +136,7 @@ def load_pack() -> Pack:
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(base)
+    importlib.import_module("utils.extra_config")  # as main.py does: ComfyUI's nodes put another `utils` in front
     importlib.import_module("nodes")
     spec = importlib.util.spec_from_file_location(
         PACK, CHECKOUT / "__init__.py", submodule_search_locations=[str(CHECKOUT)]

@@ -10,6 +10,7 @@ import graphs
 import pytest
 import torch
 from graphs import LEFT_RIGHT, PROMPT, Graph, relative, tiny
+from inprocess import since
 from torch import Tensor
 
 from janusflow_core.convert import convert
@@ -409,6 +410,7 @@ def test_half_a_merge_with_a_lora_is_half_the_lora(server):
 def test_train_lora_teaches_a_picture_and_its_lora_draws_it(server, stored):
     """Core's trainer, then its own loader of what it trained; also upon quantised layers, without its bypass mode."""
     if stored == "eight bits":
+        since("0.27.0", "layers in int8")
         convert("janusflow-tiny", server.base / "models" / "checkpoints" / "packed.safetensors", quantize="int8")
     graph, packed = Graph(), stored == "eight bits"
     loaded = graph.load("packed.safetensors" if packed else graphs.TINY, vae="from checkpoint", weight_dtype="default")

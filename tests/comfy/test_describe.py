@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from graphs import GOLDEN_FILE, LEFT_RIGHT, STARS, Graph, golden, tiny
+from inprocess import since
 from PIL import Image
 
 from janusflow_core.captions import PRESETS
@@ -110,6 +111,8 @@ def with_a_palette(path) -> None:
 
 @pytest.mark.parametrize("write", [transparent, turned, grey, grey_in_16_bits, with_a_palette])
 def test_files_of_every_kind_are_seen_as_they_look(server, tmp_path, write):
+    if write is grey_in_16_bits:
+        since("0.24.1", "a LoadImage that reads 16 bits right")
     path = tmp_path / f"{write.__name__}.png"
     write(path)
     seen = LEFT_RIGHT.convert("L").convert("RGB") if "grey" in write.__name__ else LEFT_RIGHT

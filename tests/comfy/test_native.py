@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from graphs import PROMPT, assert_sentence, relative, scene, tiny
-from inprocess import NODES, draw
+from inprocess import NODES, comfyui_version, draw, since
 from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -97,6 +97,7 @@ def test_pictures_of_a_batch_enter_the_vision_encoder_together(pack, clip):
 
 @pytest.mark.parametrize("half", ["model", "clip"])
 def test_a_fresh_copy_is_loaded_when_comfyui_asks_for_one(pack, model, clip, half):
+    since("0.27.0", "ModelPatcher.clone(force_deepcopy=True)")
     pictured, written = draw(pack, model, clip), write(clip)
     patcher = model if half == "model" else clip.patcher
     assert patcher.cached_patcher_init is not None
@@ -120,6 +121,8 @@ def test_clones_without_dynamic_memory_work(pack, model, clip):
 
 def test_a_dynamic_server_gets_the_same_weights(pack, model, clip, monkeypatch):
     """Dynamic VRAM builds layers without weights and takes the file's own tensors; its patcher itself needs a GPU."""
+    if comfyui_version().startswith("0.24."):
+        pytest.skip(f"ComfyUI {comfyui_version()} pins memory of every dynamic model at each load: that needs a GPU")
     import comfy.memory_management
     import comfy.model_patcher
 

@@ -100,7 +100,9 @@ def test_an_old_comfyui_is_a_warning(monkeypatch, tmp_path):
     (tmp_path / "comfyui_version.py").write_text('__version__ = "0.9.2"\n')
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     (finding,) = about(examine(), "ComfyUI 0.9.2")
-    assert finding.level == "warning" and "0.30.0" in finding.remedy
+    declared = (Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8")
+    oldest = declared.partition('requires-comfyui = ">=')[2].partition('"')[0]
+    assert finding.level == "warning" and f"update ComfyUI to {oldest} or newer" in finding.remedy
 
 
 def test_a_torchvision_that_does_not_import_is_a_warning(monkeypatch):
