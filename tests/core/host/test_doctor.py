@@ -180,11 +180,11 @@ def test_libraries_that_do_not_fit_each_other_are_warnings(monkeypatch, tmp_path
     assert 'pip install "huggingface-hub<1.0,>=0.34"' in unmet.remedy
 
 
-def test_a_bare_python_is_told_all_that_it_lacks():
+def test_a_bare_python_is_told_all_that_it_lacks(tmp_path):
     """As in an environment where nothing was installed: no command line, no torch."""
     start = Path(__file__).parents[3] / "start.py"
-    command = [sys.executable, "-S", "-s", str(start), "doctor"]
-    done = subprocess.run(command, capture_output=True, text=True, env={}, check=False)
+    command, env = [sys.executable, "-S", "-s", str(start), "doctor"], {"JANUSFLOW_VENV": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 1 and done.stderr == ""
     for missing in (
         "tokenizers is missing",
