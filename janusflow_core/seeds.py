@@ -7,9 +7,14 @@ import torch
 LIMIT = 2**64  # torch takes whole numbers of 64 bits
 
 
+def later(seed: int, places: int) -> int:
+    """The seed so many places behind this one; behind the last number of 64 bits comes 0."""
+    return seed + places - LIMIT * (seed + places >= LIMIT > seed)
+
+
 def counted(seed: int, count: int) -> list[int]:
-    """`seed`, `seed` + 1, … `count` of them; behind the last number of 64 bits comes 0."""
-    return [seed + k - LIMIT * (seed + k >= LIMIT > seed) for k in range(count)]
+    """`seed` and those behind it, `count` of them."""
+    return [later(seed, k) for k in range(count)]
 
 
 def generator(seed: int) -> torch.Generator:

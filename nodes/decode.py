@@ -6,6 +6,7 @@ from typing import Any
 
 from .native.compat import io, utils
 from .native.drawing import check_vae
+from .native.refusals import check_decodable
 
 
 class JanusFlowVAEDecode(io.ComfyNode):
@@ -37,22 +38,12 @@ class JanusFlowVAEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, samples: dict[str, Any], vae: Any, longest_side: int = 0) -> io.NodeOutput:
         check_vae(vae)
-        images = vae.decode(checked_latents(samples, vae.latent_channels))  # (B, H, W, 3)
+        latents = samples["samples"] if isinstance(samples, dict) else None
+        check_decodable(latents, vae.latent_channels)
+        images = vae.decode(latents)  # (B, H, W, 3)
         height, width = images.shape[1:3]
         if longest_side and longest_side != max(height, width):
             scale = longest_side / max(height, width)
             size = max(1, round(width * scale)), max(1, round(height * scale))
             images = utils.common_upscale(images.movedim(-1, 1), *size, "lanczos", "disabled").movedim(1, -1)
         return io.NodeOutput(images)
-
-
-def checked_latents(samples: Any, channels: int) -> Any:
-    """The latents (B, channels, h, w) of pictures; raises ValueError for those of sounds, videos and other VAEs."""
-    latents = samples["samples"] if isinstance(samples, dict) else None
-    shape = tuple(getattr(latents, "shape", ()))
-    if len(shape) != 4 or shape[1] != channels or 0 in shape:
-        raise ValueError(
-            f"The latent has shape {shape}, but this VAE decodes pictures of (batch, {channels}, height, width): "
-            "connect a latent that was drawn for the same VAE."
-        )
-    return latents

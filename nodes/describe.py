@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..janusflow_core.seeds import counted
 from .native.asking import (
     ONE_BY_ONE,
     OWN,
@@ -54,7 +55,7 @@ class JanusFlowDescribe(io.ComfyNode):
         pictures: str = ONE_BY_ONE,
     ) -> io.NodeOutput:
         about = conversations(clip, image, asked(ask, question), pictures, "Describe Image")
-        seeds = [(mode.get("seed", 0) + k) % 2**64 for k in range(len(about))]
+        seeds = counted(mode.get("seed", 0), len(about))
         live = Live([clip.tokenizer.core.stream() for _ in about], cls.hidden)
         answers = clip.answer(about, max_new_tokens, sampling_options(mode), seeds, live)
         texts = [clip.decode(ids) for ids in answers]

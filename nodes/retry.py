@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..janusflow_core.seeds import later
 from .native.compat import io, show_on_node, ui
 from .native.drawing import check_vae, draw, seed_input, strength_inputs
 from .native.judging import JUDGING, by_input, prompt_input, scored
@@ -91,13 +92,13 @@ class JanusFlowRetry(io.ComfyNode):
         check_vae(vae)
         best, score, own, done = None, -1.0, seed, 0
         while done < tries and (until >= 1 or score < until):
-            first = (seed + done * batch_size) % 2**64
+            first = later(seed, done * batch_size)
             latent = draw(model, positive, negative, first, batch_size=batch_size, **settings)["samples"]
             images = vae.decode(latent)
             scores = scored(clip, images, prompt, by, "Draw until Right")
             row = max(range(batch_size), key=scores.__getitem__)
             if scores[row] > score:
-                best, score, own = (images[row : row + 1], latent[row : row + 1]), scores[row], (first + row) % 2**64
+                best, score, own = (images[row : row + 1], latent[row : row + 1]), scores[row], later(first, row)
             done += 1
             told = f"{done} of {tries}: best {score:.4f}"
             show_on_node(told, cls.hidden)

@@ -230,28 +230,27 @@ class Generate(LoadOptions):
     def _drawn(self, pipe: JanusFlowPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Image.Image]:
         """The pictures in their order, some at once, so that the first are saved before the last are begun."""
         settings, files = {option: getattr(self, option) for option in SETTINGS}, self._pictures()
-        others = self._others(len(prompts))
         for first in range(0, len(prompts), self.batch_size):
             rows = range(first, min(first + self.batch_size, len(prompts)))
             with progress("drawing") as show:
                 yield from pipe.generate(
                     [prompts[row] for row in rows],
                     seed=[seeds[row] for row in rows],
-                    variation_seed=[others[row] for row in rows],
+                    variation_seed=[self._other(row) for row in rows],
                     on_step=lambda done, total, _: show(done, total),
                     **settings,
                     **files,
                 )
 
-    def _others(self, rows: int) -> list[int]:
-        """The seeds that the noise is turned towards."""
-        from ..seeds import counted
+    def _other(self, row: int) -> int:
+        """The seed that the noise of one picture is turned towards."""
+        from ..seeds import later
 
-        return counted(self.variation_seed or 0, rows)
+        return later(self.variation_seed or 0, row)
 
     def _origin(self, prompt: str, seed: int, row: int, size: tuple[int, int]) -> Origin:
         """How one picture was made, by itself."""
-        varied = {"variation_seed": self._others(row + 1)[row]} if self.variation_strength else {}
+        varied = {"variation_seed": self._other(row)} if self.variation_strength else {}
         files = {option: file.name for option in ("init_image", "mask") if (file := getattr(self, option)) is not None}
         made: dict[str, Any] = {option: getattr(self, option) for option in SETTINGS} | varied | files
         if self.init_image is None:

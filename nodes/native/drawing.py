@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from ...janusflow_core.canvas import varied_noise
 from ...janusflow_core.guidance import Guidance
 from ...janusflow_core.sampling import integrate, time_grid
+from ...janusflow_core.seeds import later
 from .compat import SDXL, io, latent_preview, model_management, sample, samplers
 from .guidance import with_guidance
 from .model import JanusFlowModel
@@ -102,7 +103,7 @@ def draw(
     samples = sample.fix_empty_latent_channels(model, start["samples"])
     check_latents(samples, model.model.model_config.core.flow.latent_channels)
     indices = start.get("batch_index", range(len(samples)))
-    seeds, others = ([(first + k) % 2**64 for k in indices] for first in (seed, variation_seed))
+    seeds, others = ([later(first, k) for k in indices] for first in (seed, variation_seed))
     noise = varied_noise(samples.shape[1:], seeds, others, variation_strength)
     # The schedule is the model's own uniform grid; sigma counts noise, t counts data.
     sigmas = torch.tensor([1.0 - t for t in time_grid(steps, start=1.0 - denoise, shift=shift)])

@@ -30,12 +30,28 @@ def check_pictures(image: Any, node: str) -> None:
 
 def check_latents(latents: Any, channels: int) -> None:
     """Raises ValueError unless these are latents (B, channels, h, w) of pictures, at least one of them."""
-    shape = tuple(getattr(latents, "shape", ()))
-    if len(shape) != 4 or shape[1] != channels or 0 in shape:
+    shape, fits = _shape(latents, channels)
+    if not fits:
         raise ValueError(
             f"The latent has shape {shape}, but JanusFlow draws pictures of (batch, {channels}, height, "
             "width): connect Empty Latent Image, or a latent of pictures."
         )
+
+
+def check_decodable(latents: Any, channels: int) -> None:
+    """Raises ValueError for latents of sounds, of videos and of other VAEs than one of so many channels."""
+    shape, fits = _shape(latents, channels)
+    if not fits:
+        raise ValueError(
+            f"The latent has shape {shape}, but this VAE decodes pictures of (batch, {channels}, height, width): "
+            "connect a latent that was drawn for the same VAE."
+        )
+
+
+def _shape(latents: Any, channels: int) -> tuple[tuple[int, ...], bool]:
+    """The shape of latents, and whether it is one of pictures: (B, channels, h, w), none of them 0."""
+    shape = tuple(getattr(latents, "shape", ()))
+    return shape, len(shape) == 4 and shape[1] == channels and 0 not in shape
 
 
 def check_patches(transformer_options: Mapping[str, Any]) -> None:
