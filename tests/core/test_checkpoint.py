@@ -527,6 +527,7 @@ def test_files_of_the_users_are_never_taken_for_our_own(folder: Path, tmp_path: 
 @pytest.mark.parametrize("target", ["folder", "file.safetensors"])
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(folder: Path, tmp_path: Path, target: str):
     """A limit on the size of files stands for the full disk: writing fails in the same way."""
+    pytest.importorskip("tyro", reason="the command line needs tyro")
     command = [sys.executable, "-m", "janusflow_core.cli", "convert", str(folder), str(tmp_path / target)]
     limited = ["sh", "-c", 'ulimit -f 100; exec "$0" "$@"', *command]
     done = subprocess.run(limited, capture_output=True, text=True, check=False)
