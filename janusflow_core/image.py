@@ -116,24 +116,24 @@ def pixels(image: Picture) -> Tensor:
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)
 
 
-def open_image(source: str | PathLike[str] | IO[bytes]) -> Image.Image:
+def open_image(source: str | PathLike[str] | IO[bytes], name: str = "") -> Image.Image:
     """An RGB picture of a user's file, upright by its EXIF tag, 16-bit and float greys scaled to 8 bits.
 
     Transparency is dropped, not blended, as the model's training did. Raises FileNotFoundError, or ValueError
-    for a file that Pillow cannot read.
+    for a file that Pillow cannot read, under its own or another `name`.
     """
     try:
         with Image.open(source) as image:
             return _to_8_bit(ImageOps.exif_transpose(image)).convert("RGB")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no picture at {printable(source)}: check the path") from error
+        raise FileNotFoundError(f"no picture at {printable(name or source)}: check the path") from error
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{printable(source)} is no picture that Pillow can read: convert it to PNG or JPEG"
+            f"{printable(name or source)} is no picture that Pillow can read: convert it to PNG or JPEG"
         ) from error
     except Exception as error:  # a decoder that meets nonsense raises struct.error, IndexError or anything else
         reason = printable(error)[:200] or type(error).__name__
-        raise ValueError(f"the picture {printable(source)} cannot be read ({reason}): save it again") from error
+        raise ValueError(f"the picture {printable(name or source)} cannot be read ({reason}): save it again") from error
 
 
 def opened(picture: AnyPicture) -> Picture:

@@ -150,11 +150,26 @@ class JanusFlow(nn.Module):
         images = self.embed_features(features).flatten(0, 1).to(embeddings)
         return embeddings.masked_scatter(image_mask[..., None], images)
 
+    def embed_flow(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The 1 + N tokens (B, 1 + N, D) of noisy latents `z` (B, 4, h, w) at times `t` (B or 1,), the time's first.
+
+        Also the features (B, C, h/2, w/2) and the time's embedding (B or 1, D) that `read_velocity` takes.
+        """
+        features, t_emb = self.vision_gen_enc_model(z, 1000.0 * t.float())
+        picture = self.vision_gen_enc_aligner(features.flatten(2).transpose(1, 2))  # (B, N, D)
+        return torch.cat((t_emb[:, None].expand(len(z), -1, -1), picture), dim=1), features, t_emb
+
     # --- what comes out -----------------------------------------------------------------------------------------
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (..., V) of hidden states (..., D)."""
         return self.language_model.lm_head(hidden)
+
+    def read_velocity(self, hidden: Tensor, features: Tensor, t_emb: Tensor) -> Tensor:
+        """Velocities (B, 4, h, w), in float32, of what became (B, N, D) of pictures that `embed_flow` embedded."""
+        hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden))
+        grid = hidden.transpose(1, 2).unflatten(2, features.shape[2:])  # (B, C, h/2, w/2)
+        return self.vision_gen_dec_model(grid, features, t_emb).float()
 
     def prefill(self, prefix: Prefix, new_tokens: int, attention: Attention = sdpa, share: bool = True) -> Prefix:
         """The same prompts with their keys and values computed, and room for `new_tokens` behind them.
@@ -198,18 +213,15 @@ class JanusFlow(nn.Module):
         `prompt` (B, L, D) is read again unless the `cache` holds its keys and values. Of more prompts than latents
         all first ones go with the latents, then all second ones; one time serves for all.
         """
-        features, t_emb = self.vision_gen_enc_model(z.to(prompt.dtype), 1000.0 * t.float())  # (B, C, h/2, w/2), (B, D)
-        picture = self.vision_gen_enc_aligner(features.flatten(2).transpose(1, 2))  # (B, N, D)
-        tokens = torch.cat((t_emb[:, None].expand(len(z), -1, -1), picture), dim=1)
+        tokens, features, t_emb = self.embed_flow(z.to(prompt.dtype), t)
+        picture = tokens.shape[1] - 1
         if (branches := len(prompt) // len(z)) > 1:
             tokens, features = tokens.repeat(branches, 1, 1), features.repeat(branches, 1, 1, 1)
             t_emb = t_emb if len(t_emb) == 1 else t_emb.repeat(branches, 1)
         if cache is None:
             tokens = torch.cat((prompt, tokens), dim=1)
-        hidden = self.language_model.model(tokens, positions, mask, cache, attention)[:, -picture.shape[1] :]
-        hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden))
-        grid = hidden.transpose(1, 2).unflatten(2, features.shape[2:])  # (B, C, h/2, w/2)
-        return self.vision_gen_dec_model(grid, features, t_emb).float()
+        hidden = self.language_model.model(tokens, positions, mask, cache, attention)[:, -picture:]
+        return self.read_velocity(hidden, features, t_emb)
 
     def guided(
         self,

@@ -1,124 +1,306 @@
-"""Conversations as tensors: several questions about one picture in one row, hidden from one another.
+"""Data sets: rows of pictures and texts in a folder, in a JSONL file or in WebDataset tars, opened one by one.
 
-B batch, T tokens. The questions share the picture's common beginning (segment 0); each with its answer is a segment.
+A row serves every task that it has what is needed for, unless it or its data set names one.
 """
 
 from __future__ import annotations
 
+import itertools
+import tarfile
 from array import array
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, chain
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, Protocol, get_args
 
-import torch
-from torch import Tensor
+import numpy as np
+from PIL import Image
+from pydantic import AliasChoices, Field
 
-from ..tokenizer import ASSISTANT, USER, JanusTokenizer, Message
-from .losses import IGNORE
+from ..captions import read_beside, text_beside
+from ..image import SUFFIXES, files_below, open_image
+from ..values import Part, parse_json, printable, validated
 
-T = TypeVar("T")
-_made: WeakKeyDictionary[JanusTokenizer, dict[Hashable, Any]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Ids of a picture's common beginning, and of each question with its answer; other labels are IGNORE."""
-
-    start: list[int]
-    segments: list[list[int]]
-    labels: list[list[int]]
+Task = Literal["understanding", "generation", "text"]
+TASKS: tuple[Task, ...] = get_args(Task)
+PARTS = ("picture", "text", "table")  # of a row in a tar
+PART_OF = {**dict.fromkeys(SUFFIXES, "picture"), ".txt": "text", ".caption": "text", ".json": "table"}
+QUESTIONER = ("user", "human")  # the roles that ask, in OpenAI's and in LLaVA's files
+IMAGE_TAG = "<image>"  # which some files write where the picture stands: here it always comes first
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch of conversations, all (B, T): ids, labels, positions, segment numbers, places of picture embeddings.
+class Sample:
+    """One thing to learn: a text, questions with their answers, a picture, as the task wants them."""
 
-    No row has a label before `start`.
+    name: str
+    task: Task
+    text: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+    open: Callable[[], Image.Image] | None = None
+
+
+class LeftOut(ValueError):
+    """Why a row cannot be learnt from: what kind of fault it has, and the fault."""
+
+    def __init__(self, kind: str, fault: str = "") -> None:
+        super().__init__(fault or kind)
+        self.kind = kind
+
+
+class Turn(Part):
+    """One side's words in a conversation, in OpenAI's or LLaVA's spelling."""
+
+    role: Literal["user", "assistant", "human", "gpt"] = Field(validation_alias=AliasChoices("role", "from"))
+    content: str = Field(validation_alias=AliasChoices("content", "value"))
+
+
+class Row(Part):
+    """What a line of JSON may say; other keys are ignored."""
+
+    image: str = ""
+    text: str = Field(default="", validation_alias=AliasChoices("text", "caption"))
+    task: Task | None = None
+    question: str = ""
+    answer: str = ""
+    conversation: tuple[Turn, ...] = Field(default=(), validation_alias=AliasChoices("conversation", "conversations"))
+
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """Questions with their answers; raises LeftOut where one lacks the other."""
+        said = [(turn.role in QUESTIONER, turn.content.replace(IMAGE_TAG, "").strip()) for turn in self.conversation]
+        if not said:
+            said = [(True, self.question.strip()), (False, self.answer.strip())] if self.question or self.answer else []
+        asked, answered = said[::2], said[1::2]
+        complete = len(asked) == len(answered) and all(word for _, word in said)
+        if not complete or not all(asks for asks, _ in asked) or any(asks for asks, _ in answered):
+            raise LeftOut("no answer", "its questions and answers do not alternate, or one is empty")
+        return tuple((question, answer) for (_, question), (_, answer) in zip(asked, answered, strict=True))
+
+    def tasks(self, pictured: bool) -> set[Task]:
+        """What can be learnt from the row, which is `pictured` or not; raises LeftOut where that is nothing."""
+        turns, text = self.turns(), self.text.strip()
+        if not turns and not text:
+            raise LeftOut("no caption", "it has no text")
+        if not pictured:
+            if self.task not in (None, "text"):
+                raise LeftOut("no picture", "it has no picture")
+            return {"text"}
+        possible: set[Task] = {"understanding", "generation"} if text and not turns else {"understanding"}
+        if self.task is None:
+            return possible
+        if self.task == "generation" and not text:
+            raise LeftOut("no caption", "it has no text")
+        return {self.task}
+
+    def sample(self, name: str, task: Task, picture: Callable[[], Image.Image] | None) -> Sample:
+        """The row as a sample of a task; raises LeftOut where something is missing."""
+        self.tasks(picture is not None)
+        text = self.text.strip() if task == "text" else " ".join(self.text.split())
+        return Sample(name, task, text, self.turns(), picture)
+
+
+@dataclass
+class Problems:
+    """What was left out: how many of each kind, and the first names of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, count: int = 1) -> None:
+        """One more of a kind; the name may say more about it."""
+        self.counts[kind] = self.counts.get(kind, 0) + count
+        names = self.names.setdefault(kind, [])
+        if name not in names and len(names) < 20:
+            names.append(name)
+
+    def __str__(self) -> str:
+        told = (f"{count} × {kind} ({self._named(kind)})" for kind, count in sorted(self.counts.items()))
+        return ", ".join(told)
+
+    def _named(self, kind: str) -> str:
+        names = self.names[kind]
+        return names[0] if self.counts[kind] == 1 else f"{names[0]} and {self.counts[kind] - 1} more"
+
+
+class Source(Protocol):
+    """A data set: the tasks that each row serves as bits (N,), what was left out, and the rows themselves."""
+
+    tasks: np.ndarray
+    problems: Problems
+
+    def name(self, row: int) -> str: ...
+
+    def sample(self, row: int, task: Task) -> Sample: ...
+
+
+def bits(tasks: set[Task]) -> int:
+    """Tasks as the bits of a number."""
+    return sum(1 << TASKS.index(task) for task in tasks)
+
+
+def serving(row: Callable[[], Row], pictured: Callable[[Row], bool], name: str, problems: Problems) -> int:
+    """The tasks that a row serves, as bits; none, and noted, where it is broken or lacks something."""
+    try:
+        found = row()
+        return bits(found.tasks(pictured(found)))
+    except ValueError as error:
+        problems.add(error.kind if isinstance(error, LeftOut) else "broken row", f"{name}: {error}")
+        return 0
+
+
+def row_of(told: bytes | str, text: bytes = b"") -> Row:
+    """A row from JSON, and from the text that lies beside it; raises ValueError with one sentence."""
+    try:
+        values = parse_json(told.decode("utf-8-sig") if isinstance(told, bytes) else told, "its JSON")
+        values |= {"text": text.decode("utf-8-sig")} if text else {}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 ({error})") from error
+    return validated(Row, {key: value for key, value in values.items() if value is not None}, "its JSON")
+
+
+def open_data(path: Path, task: Task | None = None) -> Source:
+    """The rows of a folder of pictures, a JSONL file, a tar, or a folder or pattern (`shard-*.tar`) of tars.
+
+    With a `task` they serve this one alone. Raises ValueError or OSError with one sentence where there are none.
     """
-
-    ids: Tensor
-    labels: Tensor
-    positions: Tensor
-    segments: Tensor
-    image_mask: Tensor
-    start: int
-
-    def to(self, device: torch.device) -> Packed:
-        """The same on another device."""
-        held = vars(self).items()
-        return replace(self, **{name: value.to(device) for name, value in held if isinstance(value, Tensor)})
+    source = _opened(path)
+    if task is not None:
+        source.tasks &= bits({task})
+    if not source.tasks.any():
+        left = f" ({source.problems})" if source.problems.counts else ""
+        raise ValueError(f"{printable(path)} holds nothing to learn from{left}: put pictures with texts into it")
+    return source
 
 
-def remembered(make: Callable[..., T], tokenizer: JanusTokenizer, *told: Hashable) -> T:
-    """`make(tokenizer, *told)`, made once of what is told again and again; it goes with the tokenizer."""
-    made, key = _made.setdefault(tokenizer, {}), (make, *told)
-    if key not in made:
-        made[key] = make(tokenizer, *told)
-    return made[key]
+def _opened(path: Path) -> Source:
+    if path.is_dir():
+        tars = sorted(path.glob("*.tar"))
+        return Tars(tars) if tars else Folder(path)
+    if "*" in path.name:
+        return Tars(sorted(path.parent.glob(path.name)))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {printable(path)} to learn from: check the path")
+    kinds: dict[str, Callable[[], Source]] = {".jsonl": partial(Jsonl, path), ".tar": lambda: Tars([path])}
+    if path.suffix not in kinds:
+        raise ValueError(f"got the data set {printable(path)}, expected a folder, a .jsonl or a .tar: convert it")
+    return kinds[path.suffix]()
 
 
-def conversation(
-    tokenizer: JanusTokenizer, asked: Sequence[tuple[str, str]], turns: Sequence[int] | None = None
-) -> Conversation:
-    """Questions and answers about one picture, each question exactly as inference asks it.
+class Folder:
+    """Pictures in a folder and below it, each with a .txt of its name."""
 
-    `turns` says how many of them follow each other as turns of one chat, and so share a segment; one by default.
-    """
-    start, segments, labels = [], [], []
-    beginnings = {0, *accumulate(turns or [1] * len(asked))}
-    for number, (question, answer) in enumerate(asked):
-        beginning, rest, reply = remembered(_exchange, tokenizer, question, answer, number in beginnings)
-        if number in beginnings:
-            start = [*beginning]
-            segments.append([])
-            labels.append([])
-        segments[-1] += rest + reply
-        # The label of a position is the token after it; the last position has none.
-        labels[-1] += [IGNORE] * (len(rest) - 1) + reply + [IGNORE]
-    return Conversation(start, segments, labels)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.problems = folder, Problems()
+        found = files_below(folder, (*SUFFIXES, ".txt"))
+        texts = {path for path in found if path.suffix.lower() == ".txt"}
+        pictures = [path for path in found if path not in texts]
+        self.pictures = [path for path in pictures if text_beside(path) in texts]
+        for path in pictures:
+            if text_beside(path) not in texts:
+                self.problems.add("no caption", self._name(path))
+        for path in sorted(texts - {text_beside(path) for path in pictures}):
+            self.problems.add("no picture", self._name(path))
+        self.tasks = np.full(len(self.pictures), bits({"understanding", "generation"}), np.uint8)
 
+    def _name(self, path: Path) -> str:
+        return printable(path.relative_to(self.folder))
 
-def _exchange(
-    tokenizer: JanusTokenizer, question: str, answer: str, begins: bool
-) -> tuple[list[int], list[int], list[int]]:
-    """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer.
+    def name(self, row: int) -> str:
+        return self._name(self.pictures[row])
 
-    One that does not begin a chat stands behind the answer before, without picture.
-    """
-    if begins:
-        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
-    else:
-        ids = tokenizer.encode(tokenizer.chat([Message(USER, question), Message(ASSISTANT, "")]), bos=False)
-    split = ids.index(tokenizer.image_end_id) + 1 if begins else 0
-    return ids[:split], ids[split:], [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
+    def sample(self, row: int, task: Task) -> Sample:
+        path = self.pictures[row]
+        return Row(text=read_beside(path)).sample(self.name(row), task, partial(open_image, path))
 
 
-def pack(rows: Sequence[Conversation], tokenizer: JanusTokenizer, length: int = 0) -> Packed:
-    """Conversations as one batch of at least `length` tokens, padded on the right.
+class Jsonl:
+    """Lines of JSON; pictures are named from the folder that the file lies in."""
 
-    Every segment counts on from the beginning.
-    """
-    ids, labels, positions, segments = (
-        padded(columns, fill, length) for columns, fill in _columns(rows, tokenizer.pad_id)
-    )
-    start = min(len(row.start) for row in rows)
-    return Packed(ids, labels, positions, segments, tokenizer.image_mask(ids), start)
+    def __init__(self, path: Path) -> None:
+        self.path, self.problems = path, Problems()
+        starts, tasks = array("q"), array("B")
+        with path.open("rb") as file:
+            for number, line in enumerate(file):
+                starts.append(file.tell() - len(line))
+                tasks.append(self._serving(number, line))
+        self.starts, self.tasks = np.array(starts), np.array(tasks)
+
+    def _serving(self, number: int, line: bytes) -> int:
+        if not line.strip():
+            return 0
+        return serving(lambda: row_of(line), lambda row: bool(row.image), self.name(number), self.problems)
+
+    def name(self, row: int) -> str:
+        return f"line {row + 1} of {printable(self.path.name)}"
+
+    def sample(self, row: int, task: Task) -> Sample:
+        with self.path.open("rb") as file:
+            file.seek(self.starts[row])
+            said = row_of(file.readline())
+        picture = partial(open_image, self.path.parent / said.image) if said.image else None
+        return said.sample(self.name(row), task, picture)
 
 
-def _columns(rows: Sequence[Conversation], pad_id: int) -> list[tuple[list[list[int]], int]]:
-    """Ids, labels, positions and segment numbers of each row, with what pads them."""
-    lengths = [[len(row.start), *map(len, row.segments)] for row in rows]
-    ids = [[*row.start, *(token for segment in row.segments for token in segment)] for row in rows]
-    labels = [[IGNORE] * len(row.start) + [label for part in row.labels for label in part] for row in rows]
-    positions = [[*range(start), *(start + at for length in rest for at in range(length))] for start, *rest in lengths]
-    segments = [[number for number, length in enumerate(row) for _ in range(length)] for row in lengths]
-    return [(ids, pad_id), (labels, IGNORE), (positions, 0), (segments, 0)]
+class Tars:
+    """WebDataset tars: files that stand together under one name are a row; the place of each is looked up once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.problems = list(paths), Problems()
+        self.keys: list[str] = []
+        # Of each row its tar, then first byte and length of picture, text and JSON; a length of 0 where there is none.
+        self.places, tasks = array("q"), array("B")
+        for number, path in enumerate(paths):
+            for key, parts in _grouped(path):
+                self.keys.append(key)
+                self.places.extend((number, *itertools.chain(*(parts.get(part, (0, 0)) for part in PARTS))))
+                tasks.append(self._serving(len(self.keys) - 1))
+        self.tasks = np.array(tasks)
+
+    def _serving(self, number: int) -> int:
+        pictured = bool(self._place(number, "picture")[2])
+        return serving(lambda: self._row(number), lambda row: pictured, self.name(number), self.problems)
+
+    def _place(self, row: int, part: str) -> tuple[int, int, int]:
+        """Tar, first byte and length."""
+        first, at = row * (1 + 2 * len(PARTS)), 1 + 2 * PARTS.index(part)
+        return self.places[first], self.places[first + at], self.places[first + at + 1]
+
+    def _bytes(self, row: int, part: str) -> bytes:
+        tar, start, length = self._place(row, part)
+        with self.paths[tar].open("rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def _row(self, row: int) -> Row:
+        return row_of(self._bytes(row, "table") or "{}", self._bytes(row, "text"))
+
+    def name(self, row: int) -> str:
+        return f"{printable(self.keys[row])} of {printable(self.paths[self._place(row, 'picture')[0]].name)}"
+
+    def sample(self, row: int, task: Task) -> Sample:
+        picture = partial(self._picture, row) if self._place(row, "picture")[2] else None
+        return self._row(row).sample(self.name(row), task, picture)
+
+    def _picture(self, row: int) -> Image.Image:
+        return open_image(BytesIO(self._bytes(row, "picture")), self.name(row))
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, length: int) -> Tensor:
-    """Rows of numbers as one tensor (B, T) of at least `length` columns, filled up on the right."""
-    longest = max(length, *map(len, rows))
-    numbers = array("q", chain.from_iterable([*row, *[fill] * (longest - len(row))] for row in rows))
-    return torch.frombuffer(numbers, dtype=torch.int64).view(len(rows), longest)  # four times as fast as torch.tensor
+def _grouped(path: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """The rows of a tar: the name that files share up to the first dot, and first byte and length of each part."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            files = (member for member in tar if member.isfile())
+            for key, members in itertools.groupby(files, lambda member: _split(member.name)[0]):
+                told = {_split(member.name)[1]: (member.offset_data, member.size) for member in members}
+                yield key, told
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{printable(path)} is no tar that can be read ({error}): copy it again") from error
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A file's key, and the part of a row that it is."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return f"{folder}{slash}{stem}", PART_OF.get(f".{suffix.lower()}", "other")

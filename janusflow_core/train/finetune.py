@@ -20,7 +20,7 @@ from ..adapters import Adapter
 from ..checkpoint import Checkpoint, OnProgress
 from ..lora import base_hash
 from ..model import JanusFlow, Prefix
-from .data import Packed, conversation, pack
+from .conversations import Packed, conversation, pack
 from .examples import Captioned, Examples, batch_rows, shaken
 from .loop import Budget, OnStep, Stage, check_same, fit, streams
 from .lowrank import Adapters, chosen_layers

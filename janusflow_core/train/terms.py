@@ -18,7 +18,7 @@ from ..attention import Attention, sdpa, segment_mask
 from ..config import JanusFlowConfig
 from ..llama import hidden_after
 from ..model import JanusFlow, Prefix, flow_tokens
-from .data import Packed
+from .conversations import Packed
 from .losses import IGNORE, autoregressive_loss, flow_loss, kept_loss, repa_loss
 from .options import Projector
 

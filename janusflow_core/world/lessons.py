@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..model import JanusFlow, Prefix
 from ..tokenizer import JanusTokenizer
-from ..train.data import Packed, conversation, pack, padded, remembered
+from ..train.conversations import Packed, conversation, pack, padded, remembered
 from ..train.loop import streams
 from . import talk
 from .library import Example

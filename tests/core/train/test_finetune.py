@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from janusflow_core.lora import LoraStack, save_lora
 from janusflow_core.model import Prefix
 from janusflow_core.sampling import interpolate
-from janusflow_core.train.data import conversation, pack
+from janusflow_core.train.conversations import conversation, pack
 from janusflow_core.train.examples import Examples, batch_rows, shaken
 from janusflow_core.train.finetune import Base, FineTune, thinned
 from janusflow_core.train.loop import streams

@@ -10,7 +10,7 @@ from janusflow_core.attention import eager, prefix_mask, sdpa
 from janusflow_core.device import has_compiler
 from janusflow_core.llama import hidden_after
 from janusflow_core.model import Prefix
-from janusflow_core.train.data import conversation, pack
+from janusflow_core.train.conversations import conversation, pack
 from janusflow_core.train.machine import Machine
 from janusflow_core.train.terms import Terms, new_projector
 
