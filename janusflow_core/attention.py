@@ -29,6 +29,29 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
 
 
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same where every position sees itself and what came before it, without a mask."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def apart(lengths: Sequence[Sequence[int]]) -> Attention:
+    """Causal attention of rows (B, T) that each hold samples of these lengths, T together: none sees another.
+
+    No mask is made, and nothing computed that one would hide; where a mask is given it is ignored.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        rows = zip(lengths, *(part.split(1) for part in (q, k, v)), strict=True)
+        return torch.cat([_samples(own, *row) for own, *row in rows])
+
+    return attend
+
+
+def _samples(lengths: Sequence[int], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    parts = zip(*(part.split(list(lengths), dim=2) for part in (q, k, v)), strict=True)
+    return torch.cat([causal(*part) for part in parts], dim=1)
+
+
 class KVCache:
     """Keys and values of every layer in preallocated buffers: `length` tokens are kept, the rest is scratch.
 
@@ -100,7 +123,7 @@ def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tens
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary embeddings to (B, H, T, K), pairing feature i with i + K / 2; `sin` is negative for the first."""
-    values = x.float()
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
     return torch.addcmul(values * cos, values.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 

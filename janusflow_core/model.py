@@ -166,10 +166,11 @@ class JanusFlow(nn.Module):
         return self.language_model.lm_head(hidden)
 
     def read_velocity(self, hidden: Tensor, features: Tensor, t_emb: Tensor) -> Tensor:
-        """Velocities (B, 4, h, w), in float32, of what became (B, N, D) of pictures that `embed_flow` embedded."""
+        """Velocities (B, 4, h, w), at least float32, of what became (B, N, D) of what `embed_flow` embedded."""
         hidden = self.vision_gen_dec_aligner(self.vision_gen_dec_aligner_norm(hidden))
         grid = hidden.transpose(1, 2).unflatten(2, features.shape[2:])  # (B, C, h/2, w/2)
-        return self.vision_gen_dec_model(grid, features, t_emb).float()
+        v = self.vision_gen_dec_model(grid, features, t_emb)
+        return v.to(torch.promote_types(v.dtype, torch.float32))
 
     def prefill(self, prefix: Prefix, new_tokens: int, attention: Attention = sdpa, share: bool = True) -> Prefix:
         """The same prompts with their keys and values computed, and room for `new_tokens` behind them.

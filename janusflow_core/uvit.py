@@ -43,7 +43,8 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Not vector_norm, which is ten times as slow on a CPU; clamped, for a dead channel's gradient would be 0 / 0.
-        energy = x.float().square().sum(dim=(1, 2), keepdim=True).clamp_min(1e-30).sqrt()  # (B, 1, 1, C)
+        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square()
+        energy = squares.sum(dim=(1, 2), keepdim=True).clamp_min(1e-30).sqrt()  # (B, 1, 1, C)
         response = (energy / (energy.mean(dim=-1, keepdim=True) + 1e-6)).to(x.dtype)
         return self.bias.to(x) + (self.weight.to(x) * response + 1) * x
 

@@ -69,7 +69,7 @@ def conversation(
     start, segments, labels = [], [], []
     beginnings = {0, *accumulate(turns or [1] * len(asked))}
     for number, (question, answer) in enumerate(asked):
-        beginning, rest, reply = remembered(_exchange, tokenizer, question, answer, number in beginnings)
+        beginning, rest, reply = remembered(exchange, tokenizer, question, answer, number in beginnings)
         if number in beginnings:
             start = [*beginning]
             segments.append([])
@@ -80,18 +80,18 @@ def conversation(
     return Conversation(start, segments, labels)
 
 
-def _exchange(
-    tokenizer: JanusTokenizer, question: str, answer: str, begins: bool
+def exchange(
+    tokenizer: JanusTokenizer, question: str, answer: str, begins: bool, pictures: int = 1
 ) -> tuple[list[int], list[int], list[int]]:
     """Ids of a picture's common beginning, of what follows it up to the answer, and of the answer.
 
     One that does not begin a chat stands behind the answer before, without picture.
     """
     if begins:
-        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, 1), 1)
+        ids = tokenizer.understanding_ids(tokenizer.question_messages(question, pictures), pictures)
     else:
         ids = tokenizer.encode(tokenizer.chat([Message(USER, question), Message(ASSISTANT, "")]), bos=False)
-    split = ids.index(tokenizer.image_end_id) + 1 if begins else 0
+    split = ids.index(tokenizer.image_end_id) + 1 if begins and pictures else 0
     return ids[:split], ids[split:], [*tokenizer.encode(" " + answer, bos=False), tokenizer.eos_id]
 
 

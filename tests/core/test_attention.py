@@ -5,7 +5,7 @@ from golden import MODULE, assert_close, recipe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janusflow_core.attention import eager, left_padded_mask, prefix_mask, sdpa, segment_mask
+from janusflow_core.attention import apart, eager, left_padded_mask, prefix_mask, sdpa, segment_mask
 
 
 def visible(mask: torch.Tensor, row: int, query: int) -> list[int]:
@@ -41,3 +41,13 @@ def test_attention_written_out_equals_the_fused_kernel():
     q, k, v = (recipe(name, (2, 3, 5, 8), 0) for name in "qkv")
     for mask in (None, segment_mask(torch.tensor([[0, 0, 1, 2, 2]]))):
         assert_close(eager(q, k, v, mask), sdpa(q, k, v, mask), MODULE)
+
+
+def test_samples_of_a_row_are_attended_apart():
+    """Against a mask that hides every other sample."""
+    lengths = [[3, 5, 1], [9]]
+    q, k, v = (torch.randn(2, 2, 9, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    numbers = torch.tensor([[0] * 3 + [1] * 5 + [2], [0] * 9])
+    own = numbers[:, :, None] == numbers[:, None, :]
+    mask = (own & torch.ones(9, 9, dtype=torch.bool).tril())[:, None]
+    torch.testing.assert_close(apart(lengths)(q, k, v, None), eager(q, k, v, mask))
