@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,9 +22,8 @@ from pydantic import AliasChoices, Field
 from ..captions import read_beside, text_beside
 from ..image import SUFFIXES, files_below, open_image
 from ..values import Part, parse_json, printable, validated
+from .order import TASKS, Task
 
-Task = Literal["understanding", "generation", "text"]
-TASKS: tuple[Task, ...] = get_args(Task)
 PARTS = ("picture", "text", "table")  # of a row in a tar
 PART_OF = {**dict.fromkeys(SUFFIXES, "picture"), ".txt": "text", ".caption": "text", ".json": "table"}
 QUESTIONER = ("user", "human")  # the roles that ask, in OpenAI's and in LLaVA's files

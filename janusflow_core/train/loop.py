@@ -10,7 +10,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..values import shown
 from ..weights import TensorFile, write_tensors
-from .machine import rank
+from .machine import meeting_place, rank, spread, together, whole
 from .optimizer import Diverged, Optimizer, schedule
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[float, Mapping[str, float]], None]  # (part that is over, mean terms); may raise to stop
+Accumulating = Callable[[bool], AbstractContextManager[Any]]  # (whether it is the last batch of its step)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class Stage:
     """What is trained, with its optimizer and its moving average, and the file that keeps all of it.
 
     `weights` are those of the terms in the loss; the learning rate is `rate` (of progress and step) of the optimizer's;
-    `average` holds the mean weights of the last steps. A step sums the gradients of `accumulate` batches. `about` says
-    what a state was trained with, `memory` what else must outlive a stop.
+    `average` holds the mean weights of the last steps. A step sums the gradients of `accumulate` batches, each of as
+    many `samples`, where not every term is of all of them. `about` says what a state was trained with, `memory` what
+    else must outlive a stop. The last good weights are only kept if it `remembers` them.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Stage:
     decay: float = 0.99
     accumulate: int = 1
     about: str = ""
+    samples: int | None = None
+    remembers: bool = True
 
     def __post_init__(self) -> None:
         self.step, self.seconds = 0, 0.0
@@ -77,16 +82,19 @@ class Stage:
         self._limits: dict[str, list[float]] = {}
         self.keep()
 
-    def save(self) -> None:
-        """Write the state whole or not at all."""
+    def save(self, file: Path | None = None) -> None:
+        """Write the state whole or not at all, there or to its own file: the first process does, but all must ask."""
         parts = {"trained": self.trained, "average": self.average, "optimizer": self.optimizer.tensors()}
-        tensors = {f"{part}.{name}": value.detach() for part, held in parts.items() for name, value in held.items()}
+        held = ((f"{part}.{name}", value) for part, some in parts.items() for name, value in some.items())
+        tensors = {name: whole(value.detach()) for name, value in held}
         told = {"step": str(self.step), "seconds": str(self.seconds), "about": self.about}
-        write_tensors(self.file, tensors, {**told, "memory": json.dumps(self.memory)})
+        if rank() == 0:
+            write_tensors(file or self.file, tensors, {**told, "memory": json.dumps(self.memory)})
 
     def keep(self) -> None:
         """Remember the weights as the last good ones."""
-        self._good = self.step, {name: weight.detach().clone() for name, weight in self.trained.items()}
+        if self.remembers:
+            self._good = self.step, {name: weight.detach().clone() for name, weight in self.trained.items()}
 
     def check(self, means: Mapping[str, float]) -> None:
         """Raise Diverged where a term is no number, or ten times what it cost at first (and more than 10)."""
@@ -100,14 +108,16 @@ class Stage:
                 raise Diverged(f"{name} went up to {mean:.3g} from {max(first):.3g}")
 
     @torch.no_grad()
-    def go_back(self) -> int:
-        """Put the last good weights in place; returns their step."""
+    def go_back(self) -> str:
+        """Put the last good weights in place, if they are remembered; returns what is left, in words."""
+        if not self.remembers:
+            return f"what {shown(self.file, 2)} holds is kept" if self.file.exists() else "nothing was kept yet"
         step, good = self._good
         for name, weight in self.trained.items():
             weight.copy_(good[name])
             weight.grad = None
             self.average[name].copy_(good[name])
-        return step
+        return f"the weights of step {step} are kept"
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -117,7 +127,7 @@ class Stage:
         self.memory = json.loads(told.get("memory", "{}"))
         for part, held in (("trained", self.trained), ("average", self.average)):
             for name, value in held.items():
-                value.copy_(tensors[f"{part}.{name}"])
+                value.copy_(spread(tensors[f"{part}.{name}"], value))
         mark = "optimizer."
         self.optimizer.restore({key.removeprefix(mark): v for key, v in tensors.items() if key.startswith(mark)})
         log.info("%s goes on at step %d, after %.0f s", self.name, self.step, self.seconds)
@@ -147,25 +157,32 @@ def fit(
     stage: Stage,
     budget: Budget,
     terms: Callable[[int], dict[str, Tensor]],
-    on_save: Callable[[], None] | None = None,
+    save: Callable[[], None] | None = None,
     every: float = 300.0,
     on_step: OnStep | None = None,
+    accumulating: Accumulating = lambda last: nullcontext(),
 ) -> None:
     """Train until the budget is spent; `terms` gives the losses (B,) of a batch by its number.
 
-    The first process saves the state each `every` seconds and at the end, and then calls `on_save`. `on_step` hears the
-    part that is over and the mean terms after each step, and may raise to stop. Raises Diverged, with the last good
-    weights in place, when the loss is lost.
+    The state is saved each `every` seconds and at the end, or what `save` does: all processes do, at the same step.
+    `on_step` hears the part that is over and the mean terms after each step, and may raise to stop. `accumulating` is
+    entered for each batch of a step. Raises Diverged, with the last good weights in place, when the loss is lost.
     """
     told: dict[str, list[float]] = {}
-    saved = time.monotonic()
-    while (progress := _agreed(budget.progress(stage.step, stage.seconds))) < 1.0:
+    saved, save = time.monotonic(), save or stage.save
+    while True:
+        progress, since = _agreed(budget.progress(stage.step, stage.seconds), time.monotonic() - saved)
+        if since > every and progress < 1.0:
+            save()
+            saved = time.monotonic()
+        if progress >= 1.0:
+            break
         began = time.monotonic()
         try:
-            means = _learn(stage, terms, stage.rate(progress, stage.step))
+            means = _learn(stage, terms, stage.rate(progress, stage.step), accumulating)
         except Diverged as error:
-            lost, good = stage.step, stage.go_back()
-            raise Diverged(f"training diverged at step {lost} ({error}); the weights of step {good} are kept") from None
+            lost, left = stage.step, stage.go_back()
+            raise Diverged(f"training diverged at step {lost} ({error}); {left}") from None
         stage.step, stage.seconds = stage.step + 1, stage.seconds + time.monotonic() - began
         for name, mean in means.items():
             told.setdefault(name, []).append(mean)
@@ -175,23 +192,21 @@ def fit(
             told = {}
         if on_step is not None:
             on_step(budget.progress(stage.step, stage.seconds), means)
-        if rank() == 0 and time.monotonic() - saved > every:
-            _keep(stage, on_save)
-            saved = time.monotonic()
-    if rank() == 0:
-        _keep(stage, on_save)
+    save()
 
 
-def _learn(stage: Stage, terms: Callable[[int], dict[str, Tensor]], rate: float) -> dict[str, float]:
+def _learn(
+    stage: Stage, terms: Callable[[int], dict[str, Tensor]], rate: float, accumulating: Accumulating
+) -> dict[str, float]:
     """One step at a part of the learning rate; returns the mean of each term."""
-    found: dict[str, list[float]] = {}
+    found: list[dict[str, Tensor]] = []
     for part in range(stage.accumulate):
-        means = {name: term.mean() for name, term in terms(stage.step * stage.accumulate + part).items()}
-        total = torch.stack([stage.weights[name] * mean for name, mean in means.items()]).sum()
-        (total / stage.accumulate).backward()
-        for name, mean in means.items():
-            found.setdefault(name, []).append(mean.item())  # waits for a GPU
-    costs = {name: sum(values) / len(values) for name, values in found.items()}
+        with accumulating(part == stage.accumulate - 1):
+            costs = terms(stage.step * stage.accumulate + part)
+            parts = [stage.weights[name] * cost.sum() / (stage.samples or cost.numel()) for name, cost in costs.items()]
+            (torch.stack(parts).sum() / stage.accumulate).backward()
+            found.append({name: cost.detach() for name, cost in costs.items()})
+    costs = _means(stage.weights, found)
     stage.check(costs)
     stage.optimizer.step(rate)
     # The same names in the same order; all at once, because a GPU waits for every order.
@@ -199,19 +214,29 @@ def _learn(stage: Stage, terms: Callable[[int], dict[str, Tensor]], rate: float)
     return costs
 
 
-def _keep(stage: Stage, on_save: Callable[[], None] | None) -> None:
-    stage.save()
-    if on_save is not None:
-        on_save()
+def _means(names: Iterable[str], found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The mean of each term over all samples of all processes that have it, in one look, which waits for a GPU."""
+    names = [*names]
+    some = next(iter(found[0].values()))
+    told = torch.zeros(2, len(names), device=some.device)
+    for costs in found:
+        for name, cost in costs.items():
+            at = names.index(name)
+            told[0, at] += cost.sum()
+            told[1, at] += cost.numel()
+    if together():
+        dist.all_reduce(told)
+    sums, counts = told.tolist()
+    return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
 
 
-def _agreed(progress: float) -> float:
-    """The first process's clock counts, so that all end with the same step."""
-    if not dist.is_initialized():
-        return progress
-    told = torch.tensor(progress, dtype=torch.float64)
+def _agreed(*seconds: float) -> list[float]:
+    """The first process's clock counts, so that all do the same at the same step."""
+    if not together():
+        return [*seconds]
+    told = torch.tensor(seconds, dtype=torch.float64, device=meeting_place())
     dist.broadcast(told, 0)
-    return told.item()
+    return told.tolist()
 
 
 def _tell(stage: Stage, progress: float, means: Mapping[str, float]) -> None:

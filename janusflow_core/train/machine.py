@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..attention import Attention, eager, sdpa
 from ..device import faster_in_bf16, has_compiler
@@ -20,20 +21,51 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 GPU_TIMES = 6  # with a CPU's batches a GPU would mostly wait for orders
 
 
+def together() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized()  # Windows' builds for AMD have no processes
+
+
 def rank() -> int:
     """The number of this process among those that train together."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if together() else 0
 
 
 def world() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if together() else 1
+
+
+def meeting_place() -> torch.device:
+    """Where a tensor must be that the processes tell one another: NCCL knows GPUs alone."""
+    there = together() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if there else torch.device("cpu")
 
 
 def wait_for_all() -> None:
     """Go on once every process has come here; nothing to do for one."""
-    if dist.is_initialized():
+    if together():
         dist.barrier()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that processes may share among them: every one of them has to ask."""
+    return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, as shared among them as another of its shape is."""
+    if not is_shared(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    told: Any = like
+    return distribute_tensor(tensor.to(like.device), told.device_mesh, told.placements)
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether each process holds a part of a tensor (FSDP2): by its looks, for some builds of torch lack the class."""
+    return hasattr(tensor, "full_tensor")
 
 
 @dataclass(frozen=True)
@@ -87,8 +119,8 @@ def training_attention(device: torch.device) -> Attention:
 def trains_in_bf16(device: torch.device, seconds: float = 0.1) -> bool:
     """Whether matrix products run faster in bfloat16 here: measured, not guessed, and the first process's word."""
     side = 512 if device.type == "cpu" else 4096  # a GPU would only wait for small ones
-    verdict = torch.tensor(float(faster_in_bf16(device, side, seconds)))
-    if dist.is_initialized():
+    verdict = torch.tensor(float(faster_in_bf16(device, side, seconds)), device=meeting_place())
+    if together():
         dist.broadcast(verdict, 0)
     log.info("matrix products run in %s", "bfloat16" if verdict else "float32")
     return bool(verdict)

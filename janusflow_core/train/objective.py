@@ -30,26 +30,24 @@ class Objective(nn.Module):
         self.model, self.projector = model, projector
         self.layer, self.image = layer, image
 
-    def forward(self, batch: Batch, latents: Tensor | None) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, latents: Tensor) -> dict[str, Tensor]:
         """The terms of the samples: `flow` and `repa` (G,) of pictures drawn, `answer` and `text` of what is said.
 
-        `latents` (G, 4, h, w) at model scale are those of the crops; each sample costs what it would cost alone.
+        `latents` (G, 4, h, w) at model scale are those of the crops. Each sample costs what it would cost alone. What a
+        batch has none of costs nothing, but every weight gets a gradient, as every process must have one.
         """
-        model, drawn = self.model, batch.kinds == DRAWN
-        embeddings = self._embedded(batch)
-        if latents is not None and batch.noise is not None and batch.t is not None:
-            z = sampling.interpolate(latents, batch.noise, batch.t)
-            tokens, features, t_emb = model.embed_flow(z, batch.t)
-            embeddings = embeddings.masked_scatter(drawn[..., None], tokens.flatten(0, 1).to(embeddings))
-        with hidden_after(model.language_model.model, self.layer) as watched:
-            hidden = model.language_model.model(embeddings, batch.positions, None, None, apart(batch.lengths))
-        terms = self._said(batch, hidden)
-        if latents is not None and batch.noise is not None:
-            v = model.read_velocity(_of_pictures(hidden, drawn, len(latents)), features, t_emb)
-            terms["flow"] = flow_loss(v, latents, batch.noise)
-            if self.projector is not None and batch.crops is not None:
-                states = _of_pictures(watched[-1], drawn, len(latents))
-                terms["repa"] = repa_loss(self.projector(states), self.see(batch.crops, learns=False))
+        embeddings, drawn = self._embedded(batch), batch.kinds == DRAWN
+        if not len(latents):
+            return {**self._said(batch, self._read(embeddings, batch)[0]), "flow": self._nothing()}
+        z = sampling.interpolate(latents, batch.noise, batch.t)
+        tokens, features, t_emb = self.model.embed_flow(z.to(embeddings.dtype), batch.t)
+        embeddings = embeddings.masked_scatter(drawn[..., None], tokens.flatten(0, 1).to(embeddings))
+        hidden, early = self._read(embeddings, batch)
+        own, aligned = (states[drawn].unflatten(0, tokens.shape[:2])[:, 1:] for states in (hidden, early))
+        v = self.model.read_velocity(own, features, t_emb)
+        terms = {**self._said(batch, hidden), "flow": flow_loss(v, latents, batch.noise)}
+        if self.projector is not None:
+            terms["repa"] = repa_loss(self.projector(aligned), self.see(batch.crops, learns=False))
         return terms
 
     def see(self, pictures: Tensor, learns: bool) -> Tensor:
@@ -62,10 +60,20 @@ class Objective(nn.Module):
     def _embedded(self, batch: Batch) -> Tensor:
         """Embeddings (R, T, D) of the words and of the pictures that are read."""
         embeddings = self.model.encode_prompt(batch.ids)
-        if batch.pictures is None:
-            return embeddings
         images = self.model.embed_features(self.see(batch.pictures, learns=True)).flatten(0, 1)
         return embeddings.masked_scatter((batch.kinds == SEEN)[..., None], images.to(embeddings))
+
+    def _read(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The hidden states (R, T, D) at the end, and those behind the layer that is aligned."""
+        backbone = self.model.language_model.model
+        with hidden_after(backbone, self.layer) as watched:
+            return backbone(embeddings, batch.positions, None, None, apart(batch.lengths)), watched[-1]
+
+    def _nothing(self) -> Tensor:
+        """No cost (0,), with a gradient of zeros for all that drawing alone needs."""
+        names = ("vision_gen", "projector")
+        idle = [weight for name, weight in self.named_parameters() if any(part in name for part in names)]
+        return torch.stack([weight.flatten()[:0].sum() for weight in idle]).sum()[None][:0]
 
     def _said(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         """The mean cost of each sample's answer (paper, eq. 6); only what has a label needs logits."""
@@ -76,9 +84,8 @@ class Objective(nn.Module):
         owners, counts = batch.owners[said], len(batch.tasks)
         sums = costs.new_zeros(counts).index_add(0, owners, costs)
         means = sums / torch.bincount(owners, minlength=counts).clamp(min=1)
-        names = {"answer": "understanding", "text": "text"}
-        places = {name: [n for n, task in enumerate(batch.tasks) if task == names[name]] for name in names}
-        return {name: means[at] for name, at in places.items() if at}
+        told = {"answer": "understanding", "text": "text"}
+        return {name: means[[n for n, own in enumerate(batch.tasks) if own == task]] for name, task in told.items()}
 
 
 def normalised(pictures: Tensor, image: ImageConfig) -> Tensor:
@@ -86,8 +93,3 @@ def normalised(pictures: Tensor, image: ImageConfig) -> Tensor:
     values, told = pictures.float() * image.rescale_factor, (image.image_mean, image.image_std)
     mean, std = (torch.tensor(value, device=pictures.device)[:, None, None] for value in told)
     return (values - mean) / std if image.do_normalize else values
-
-
-def _of_pictures(hidden: Tensor, drawn: Tensor, count: int) -> Tensor:
-    """The states (G, N, D) of the pictures that are drawn, without those of their times."""
-    return hidden[drawn].unflatten(0, (count, -1))[:, 1:]

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .machine import spread, together, whole
 from .muon import Muon
 
 
@@ -37,7 +38,7 @@ class Diverged(ArithmeticError):
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Make every process see the mean gradient; nothing to do for one."""
-    if dist.is_initialized():
+    if together():
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
@@ -64,7 +65,8 @@ class Optimizer:
     """AdamW, with Muon for the hidden matrices and convolutions (flattened) that `muon` chooses by name.
 
     With `eight_bit` AdamW keeps its momenta in eight bits, which needs bitsandbytes. `compiled` may be torch.compile or
-    the like; it gets most of Muon's work.
+    the like; it gets most of Muon's work. Gradients of several processes are averaged unless who computes them `shares`
+    them already, and clipped to the norm `clip`.
     """
 
     def __init__(
@@ -76,15 +78,20 @@ class Optimizer:
         betas: tuple[float, float] = (0.9, 0.95),
         eight_bit: bool = False,
         compiled: Callable[[Any], Any] = lambda function: function,
+        weight_decay: float = 0.0,
+        clip: float = 1.0,
+        shares: bool = False,
     ) -> None:
         named = list(named)
+        self.clip, self.shares = clip, shares
         self.parameters = [p for _, p in named]
         self.hidden = [p for name, p in named if p.dim() >= 2 and muon(name)]
         chosen = {id(p) for p in self.hidden}
         self.views = [nn.Parameter(p.data.view(p.shape[0], -1)) for p in self.hidden]  # shares the weights' memory
         adam: Any = _eight_bit_adam() if eight_bit else torch.optim.AdamW
         rest = [p for p in self.parameters if id(p) not in chosen]
-        self.parts: dict[str, torch.optim.Optimizer] = {"adam": adam(rest, lr=adam_lr, betas=betas, weight_decay=0.0)}
+        told: dict[str, Any] = {"lr": adam_lr, "betas": betas, "weight_decay": weight_decay}
+        self.parts: dict[str, torch.optim.Optimizer] = {"adam": adam(rest, **told)}
         if self.views:
             self.parts["muon"] = Muon(self.views, lr=muon_lr, compiled=compiled)
         self.rates = {"adam": adam_lr, "muon": muon_lr}
@@ -94,9 +101,10 @@ class Optimizer:
 
         Raises Diverged, with nothing updated, where a gradient is no number.
         """
-        average_gradients(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        if not torch.isfinite(norm):
+        if not self.shares:
+            average_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        if not torch.isfinite(whole(norm)):
             raise Diverged("a gradient is no number")
         for view, weight in zip(self.views, self.hidden, strict=True):
             view.grad = None if weight.grad is None else weight.grad.view_as(view)
@@ -119,10 +127,11 @@ class Optimizer:
         """Take up what `tensors` gave."""
         for kind, optimizer in self.parts.items():
             state: dict[int, dict[str, Any]] = {}
+            weights = optimizer.param_groups[0]["params"]
             for key, value in tensors.items():
                 of, index, name = key.split(".", 2)
                 if of == kind:
-                    _put(state.setdefault(int(index), {}), name, value)
+                    _put(state.setdefault(int(index), {}), name, spread(value, weights[int(index)]))
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
 from math import gcd
+from typing import Literal, get_args
+
+Task = Literal["understanding", "generation", "text"]
+TASKS: tuple[Task, ...] = get_args(Task)
 
 ROUNDS = 8  # fewer prefer some places where there are few
 
@@ -44,7 +48,7 @@ class Phase:
     """From which sample on tasks are mixed how, in whole `shares`: 30, 50 and 20, say."""
 
     first: int
-    shares: Mapping[str, int]
+    shares: Mapping[Task, int]
 
 
 class Mixture:
@@ -58,18 +62,18 @@ class Mixture:
             raise ValueError("phases of a mixture must begin with the first sample and follow one another")
         self.phases = phases
         self.cycles = [_cycle(phase.shares) for phase in phases]
-        self.before: list[dict[str, int]] = [{}]
+        self.before: list[dict[Task, int]] = [{}]
         for number, (phase, later) in enumerate(pairwise(phases)):
             self.before.append(self._counted(number, later.first - phase.first))
 
-    def at(self, number: int) -> tuple[str, int]:
+    def at(self, number: int) -> tuple[Task, int]:
         """The task of a sample, and its own number among the samples of that task."""
         phase = max(place for place, phase in enumerate(self.phases) if phase.first <= number)
         within, cycle = number - self.phases[phase].first, self.cycles[phase]
         task = cycle[within % len(cycle)]
         return task, self._counted(phase, within)[task]
 
-    def _counted(self, phase: int, samples: int) -> dict[str, int]:
+    def _counted(self, phase: int, samples: int) -> dict[Task, int]:
         """Samples of each task before the one that is so many samples into a phase."""
         cycle, counts = self.cycles[phase], dict(self.before[phase])
         rounds, rest = divmod(samples, len(cycle))
@@ -78,7 +82,7 @@ class Mixture:
         return counts
 
 
-def _cycle(shares: Mapping[str, int]) -> list[str]:
+def _cycle(shares: Mapping[Task, int]) -> list[Task]:
     """One round of the tasks: at each place comes the one that lags behind its share the most."""
     least = gcd(*shares.values())
     if least < 1:

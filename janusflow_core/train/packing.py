@@ -24,10 +24,10 @@ from .conversations import exchange, padded
 from .data import LeftOut, Sample, Task
 from .examples import check_size
 from .losses import IGNORE
+from .recipe import CAPTION
 
 TEXT, SEEN, DRAWN = 0, 1, 2  # what stands at a place: a token's own embedding, a picture to read, one to draw
 Format = Literal["plain", "chat"]
-CAPTION = "Generate the caption of this picture."  # what pre-training asks of a captioned picture (paper, app. B)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ class Batch:
     owners: Tensor
     lengths: list[list[int]]
     tasks: list[Task]
-    pictures: Tensor | None = None
-    crops: Tensor | None = None
-    noise: Tensor | None = None
-    t: Tensor | None = None
+    pictures: Tensor
+    crops: Tensor
+    noise: Tensor
+    t: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -178,11 +178,11 @@ def in_bytes(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def pack(samples: Sequence[Written], length: int, pad_id: int) -> Batch:
-    """Samples in rows of at most `length` tokens, each in the first that has room; numbered as the rows read."""
+def pack(samples: Sequence[Written], writer: Writer) -> Batch:
+    """Samples in rows of the writer's length, each in the first that has room; numbered as the rows read."""
     rows: list[list[Written]] = []
     for sample in samples:
-        fitting = (row for row in rows if sum(len(other.ids) for other in row) + len(sample.ids) <= length)
+        fitting = (row for row in rows if sum(len(other.ids) for other in row) + len(sample.ids) <= writer.length)
         room = next(fitting, None)
         rows.append([sample]) if room is None else room.append(sample)
     order = [*chain(*rows)]
@@ -191,21 +191,21 @@ def pack(samples: Sequence[Written], length: int, pad_id: int) -> Batch:
     longest = max(map(sum, lengths))
     columns = {
         part: padded([[*chain(*(getattr(sample, part) for sample in row))] for row in rows], fill, longest)
-        for part, fill in (("ids", pad_id), ("labels", IGNORE), ("positions", 0), ("kinds", TEXT))
+        for part, fill in (("ids", writer.tokenizer.pad_id), ("labels", IGNORE), ("positions", 0), ("kinds", TEXT))
     }
-    numbers = iter(range(len(order)))
+    numbers, square = iter(range(len(order))), (3, writer.image.image_size, writer.image.image_size)
     return Batch(
         **columns,
         owners=padded([[*chain(*([next(numbers)] * count for count in row))] for row in lengths], -1, longest),
         lengths=[[*row, *([longest - sum(row)] if sum(row) < longest else [])] for row in lengths],
         tasks=[sample.task for sample in order],
-        pictures=_stacked([sample.picture for sample in seen]),
-        crops=_stacked([sample.picture for sample in drawn]),
-        noise=_stacked([sample.noise for sample in drawn]),
-        t=torch.tensor([sample.t for sample in drawn]) if drawn else None,
+        pictures=_stacked([sample.picture for sample in seen], torch.empty(0, *square, dtype=torch.uint8)),
+        crops=_stacked([sample.picture for sample in drawn], torch.empty(0, *square, dtype=torch.uint8)),
+        noise=_stacked([sample.noise for sample in drawn], torch.empty(0, *writer.latent)),
+        t=torch.tensor([sample.t for sample in drawn]),
     )
 
 
-def _stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+def _stacked(parts: Sequence[Tensor | None], none: Tensor) -> Tensor:
     held = [part for part in parts if part is not None]
-    return torch.stack(held) if held else None
+    return torch.stack(held) if held else none

@@ -156,16 +156,20 @@ def train_joint(
             found = parts.generation(lesson.prompts.embedded(model), x, seen, generator)
             return found | parts.understanding(lesson.questions, library.features[lesson.asked].float())
 
-    def save(path: Path) -> None:
-        average = {name: stage.average[name] for name in trained}
-        write(path, model, {**model.state_dict(), **average}, tokenizer, vae, drawing)
+    def write_to(path: Path) -> None:
+        if rank() == 0:
+            average = {name: stage.average[name] for name in trained}
+            write(path, model, {**model.state_dict(), **average}, tokenizer, vae, drawing)
+
+    def save() -> None:
+        stage.save()
+        write_to(out.with_name("latest.safetensors"))
 
     # Attention written out is the faster one on a CPU, above all in its backward pass.
     attention = training_attention(machine.device)
     with Terms(model, model, projector, REPA_LAYER, attention, machine.compiled, TIME_MEAN) as parts:
-        fit(stage, budget, terms, lambda: save(out.with_name("latest.safetensors")))
-    if rank() == 0:
-        save(out)
+        fit(stage, budget, terms, save)
+    write_to(out)
 
 
 def drawing_config(vae: Any) -> DrawingConfig:

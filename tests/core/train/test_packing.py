@@ -15,7 +15,7 @@ from janusflow_core.tokenizer import ASSISTANT, SYSTEM_PROMPT, USER, Message
 from janusflow_core.train.data import LeftOut, Sample, Task
 from janusflow_core.train.losses import IGNORE
 from janusflow_core.train.objective import normalised
-from janusflow_core.train.packing import DRAWN, SEEN, TEXT, Batch, Writer, Written, in_bytes, pack, random_crop
+from janusflow_core.train.packing import DRAWN, SEEN, TEXT, Writer, Written, in_bytes, pack, random_crop
 
 LATENT = (4, 4, 4)
 TURNS = (("What is it?", "a cat"), ("What color?", "black"))
@@ -169,7 +169,7 @@ def plain(length: int, task: Task = "text") -> Written:
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=12), length=st.integers(30, 80))
 def test_every_sample_stands_whole_in_one_row(lengths: list[int], length: int):
     samples = [plain(count) for count in lengths]
-    batch = pack(samples, length, pad_id=0)
+    batch = pack(samples, writer(length=length))
     rows, longest = batch.ids.shape
     assert longest <= length and [sum(row) for row in batch.lengths] == [longest] * rows
     assert len(batch.tasks) == len(lengths)
@@ -184,18 +184,17 @@ def test_every_sample_stands_whole_in_one_row(lengths: list[int], length: int):
     assert sorted(found) == sorted(lengths)
     empty = batch.owners == -1
     assert (batch.labels[empty] == IGNORE).all()
-    assert (batch.ids[empty] == 0).all() and (batch.kinds[empty] == TEXT).all()
+    assert (batch.ids[empty] == micro().tokenizer.pad_id).all() and (batch.kinds[empty] == TEXT).all()
 
 
 def test_a_row_is_filled_before_another_begins():
-    batch = pack([plain(6), plain(6), plain(4), plain(3)], length=10, pad_id=0)
+    batch = pack([plain(6), plain(6), plain(4), plain(3)], writer(length=10))
     assert batch.lengths == [[6, 4], [6, 3, 1]]
 
 
 def test_pictures_are_in_the_order_of_the_rows():
     samples = [written(sample(task, "a cat"), seed) for seed, task in enumerate(["generation", "understanding"] * 2)]
-    batch = pack(samples, length=max(len(one.ids) for one in samples) + 12, pad_id=0)
-    assert isinstance(batch, Batch) and batch.noise is not None and batch.t is not None
+    batch = pack(samples, writer(length=max(len(one.ids) for one in samples) + 12))
     drawn = [number for number, task in enumerate(batch.tasks) if task == "generation"]
     for place, number in enumerate(drawn):
         own = next(one for one in samples if one.noise is not None and torch.equal(one.noise, batch.noise[place]))
