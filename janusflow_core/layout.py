@@ -68,15 +68,26 @@ def save_folder(
         raise FileExistsError(f"{path} exists already: choose another name or move it away.")
     with appearing(path) as partial:
         partial.mkdir()
-        for name, values in parts.items():
-            _write_json(partial / f"{name}.json", values)
-        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        save_tensors(partial / "model.safetensors", weights)
-        if vae is not None:
-            (partial / VAE_FOLDER).mkdir()
-            _write_json(partial / VAE_FOLDER / "config.json", vae.config.to_json_dict())
-            save_tensors(partial / VAE_FOLDER / VAE_FILE, vae.weights)
+        fill_folder(partial, weights, parts, tokenizer_json, vae)
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def fill_folder(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    parts: Mapping[str, Mapping[str, Any]],
+    tokenizer_json: str,
+    vae: Autoencoder | None = None,
+) -> None:
+    """Write the official layout into a folder that appears as a whole."""
+    for name, values in parts.items():
+        write_json(folder / f"{name}.json", values)
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    save_tensors(folder / "model.safetensors", weights)
+    if vae is not None:
+        (folder / VAE_FOLDER).mkdir()
+        write_json(folder / VAE_FOLDER / "config.json", vae.config.to_json_dict())
+        save_tensors(folder / VAE_FOLDER / VAE_FILE, vae.weights)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

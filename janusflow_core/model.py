@@ -274,9 +274,14 @@ class JanusFlow(nn.Module):
     # --- from nothing -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fill every weight for training from nothing: normal with variance 1 / fan_in, norms 1, biases 0."""
+    def init_weights(
+        self, generator: torch.Generator | None = None, chosen: Callable[[str], bool] = lambda name: True
+    ) -> None:
+        """Fill the weights of `chosen` names for training from nothing: normal with variance 1 / fan_in, norms 1,
+        biases 0."""
         for name, weight in self.named_parameters():
+            if not chosen(name):
+                continue
             if name.endswith("bias") or name == "beg_of_und_embed" or "channelwise_norm" in name:
                 weight.zero_()
             elif weight.dim() == 1:

@@ -12,10 +12,12 @@ from typing import Any
 from .. import __version__
 from .options import one_line
 
+TRAINS = ("tiny", "lora", "recipe")  # what may stand behind `train`: any other word is a recipe's
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what the user can mend ends in one line on stderr and status 2."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    given = spelt_out(sys.argv[1:] if argv is None else argv)
     if given == ["--version"]:
         print(f"janusflow {__version__}")
         return 0
@@ -30,6 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         reason = str(error).partition(". ")[0][:200]
         return refused(f"there is not enough memory ({reason}): ask for fewer or smaller pictures at once")
+
+
+def spelt_out(argv: Sequence[str]) -> list[str]:
+    """The arguments, with `train RECIPE` as the `train recipe RECIPE` that it means."""
+    given = list(argv)
+    if given[:1] == ["train"] and len(given) > 1 and given[1] not in TRAINS and not given[1].startswith("-"):
+        given.insert(1, "recipe")
+    return given
 
 
 def refused(reason: str) -> int:

@@ -1,13 +1,12 @@
-"""janusflow train: a model from nothing, or a LoRA from captioned pictures."""
+"""janusflow train: a model from nothing, a LoRA from captioned pictures, or whatever a recipe says."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,11 @@ import tyro
 
 from ..train.options import FineTuneOptions
 from .loading import LoadOptions, dtype_name, torch_dtype
-from .options import make_folder, one_line, progress
+from .options import between_steps, make_folder, one_line, progress, side_by_side
+from .recipes import ByRecipe
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from ..pipeline import JanusFlowPipeline
     from ..train.finetune import FineTune
@@ -101,7 +100,7 @@ class Lora(LoadOptions):
         tuning = FineTune(subject, examples, self.settings, base, self._state, dreams)
         tuning.stage.memory[DTYPE] = dtype_name(pipe.dtype)
         try:
-            with between_steps() as check, self._shown(tuning, pipe, check) as on_step:
+            with between_steps() as stopped, self._shown(tuning, pipe, stopped) as on_step:
                 tuning.run(on_step)
         except Diverged as error:
             raise ValueError(f"{error} in {self.out}: lower --learning-rate, or look at the pictures") from error
@@ -152,9 +151,9 @@ class Lora(LoadOptions):
 
     @contextmanager
     def _shown(
-        self, tuning: FineTune, pipe: JanusFlowPipeline, check: Callable[[], None]
+        self, tuning: FineTune, pipe: JanusFlowPipeline, stopped: Callable[[], bool]
     ) -> Iterator[Callable[[float, Mapping[str, float]], None]]:
-        """A bar with loss, speed and time left, a line of log a step, samples; stops where `check` raises."""
+        """A bar with loss, speed and time left, a line of log a step, samples; stops once it is `stopped`."""
         from tqdm import tqdm
 
         stage, settings = tuning.stage, self.settings
@@ -170,7 +169,8 @@ class Lora(LoadOptions):
                 bar.update()
                 if self.sample_every and stage.step % self.sample_every == 0:
                     print(json.dumps(self._sample(tuning, pipe), ensure_ascii=False), file=log, flush=True)
-                check()
+                if stopped():
+                    raise KeyboardInterrupt
 
             yield on_step
 
@@ -183,7 +183,7 @@ class Lora(LoadOptions):
         texts, step = tuning.learnt.texts[:SHOWN], tuning.stage.step
         told: dict[str, Any] = {"step": step, "texts": texts}
         if self.settings.teach != "captioning":
-            row = side_by_side(tuning.subject.draw(texts, pipe.drawing))
+            row = side_by_side(tuning.subject.draw(tuning.prompts[:SHOWN], pipe.drawing))
             told["picture"] = save_new(self._folder, f"step_{step:06d}", row, {}).name
         if self.settings.teach != "generation":
             subject, pictures = tuning.subject, torch.stack([both[0] for both in tuning.learnt.whole[:SHOWN]])
@@ -193,11 +193,14 @@ class Lora(LoadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model from nothing (tiny), or a LoRA on captioned pictures (lora)."""
+    """Train a model from nothing (tiny), a LoRA on captioned pictures (lora), or by a recipe: `janusflow train RECIPE`,
+    a .yaml file or one of stage1, stage2, stage3."""
 
     recipe: tyro.conf.OmitArgPrefixes[
         tyro.conf.OmitSubcommandPrefixes[
-            Annotated[Tiny, tyro.conf.subcommand("tiny")] | Annotated[Lora, tyro.conf.subcommand("lora")]
+            Annotated[Tiny, tyro.conf.subcommand("tiny")]
+            | Annotated[Lora, tyro.conf.subcommand("lora")]
+            | Annotated[ByRecipe, tyro.conf.subcommand("recipe")]
         ]
     ]
 
@@ -214,34 +217,3 @@ def subject_of(pipe: JanusFlowPipeline) -> Subject:
     model, codec = pipe.model, pipe.need_codec()
     attention = training_attention(pipe.device)
     return Subject(model, model, pipe.tokenizer, pipe.image_config, codec.encode, codec.decode, attention)
-
-
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size in a row."""
-    from PIL import Image
-
-    width, height = pictures[0].size
-    row = Image.new("RGB", (width * len(pictures), height))
-    for number, picture in enumerate(pictures):
-        row.paste(picture, (number * width, 0))
-    return row
-
-
-@contextmanager
-def between_steps() -> Iterator[Callable[[], None]]:
-    """Holds Ctrl-C back until what it yields is called, so that no step is cut in two; a second one acts at once."""
-    pressed: list[int] = []
-
-    def press(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        pressed.append(number)
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, before)

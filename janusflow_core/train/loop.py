@@ -18,13 +18,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ..values import shown
 from ..weights import TensorFile, write_tensors
-from .machine import meeting_place, rank, spread, together, whole
+from .machine import gathered, meeting_place, rank, spread, together
 from .optimizer import Diverged, Optimizer, schedule
 
 log = logging.getLogger(__name__)
@@ -85,8 +84,7 @@ class Stage:
     def save(self, file: Path | None = None) -> None:
         """Write the state whole or not at all, there or to its own file: the first process does, but all must ask."""
         parts = {"trained": self.trained, "average": self.average, "optimizer": self.optimizer.tensors()}
-        held = ((f"{part}.{name}", value) for part, some in parts.items() for name, value in some.items())
-        tensors = {name: whole(value.detach()) for name, value in held}
+        tensors = gathered((f"{part}.{name}", value) for part, held in parts.items() for name, value in held.items())
         told = {"step": str(self.step), "seconds": str(self.seconds), "about": self.about}
         if rank() == 0:
             write_tensors(file or self.file, tensors, {**told, "memory": json.dumps(self.memory)})
@@ -122,14 +120,16 @@ class Stage:
     @torch.no_grad()
     def _restore(self) -> None:
         check_same(self.file, self.about)
-        told, tensors = TensorFile(self.file).metadata, load_file(self.file)
+        file = TensorFile(self.file)
+        told = file.metadata
         self.step, self.seconds = int(told["step"]), float(told["seconds"])
         self.memory = json.loads(told.get("memory", "{}"))
         for part, held in (("trained", self.trained), ("average", self.average)):
             for name, value in held.items():
-                value.copy_(spread(tensors[f"{part}.{name}"], value))
+                value.copy_(spread(file.read(f"{part}.{name}"), value))
         mark = "optimizer."
-        self.optimizer.restore({key.removeprefix(mark): v for key, v in tensors.items() if key.startswith(mark)})
+        held = (key for key in file.shapes if key.startswith(mark))
+        self.optimizer.restore((key.removeprefix(mark), file.read(key).clone()) for key in held)
         log.info("%s goes on at step %d, after %.0f s", self.name, self.step, self.seconds)
 
 
@@ -161,22 +161,27 @@ def fit(
     every: float = 300.0,
     on_step: OnStep | None = None,
     accumulating: Accumulating = lambda last: nullcontext(),
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train until the budget is spent; `terms` gives the losses (B,) of a batch by its number.
 
     The state is saved each `every` seconds and at the end, or what `save` does: all processes do, at the same step.
     `on_step` hears the part that is over and the mean terms after each step, and may raise to stop. `accumulating` is
-    entered for each batch of a step. Raises Diverged, with the last good weights in place, when the loss is lost.
+    entered for each batch of a step. Raises Diverged, with the last good weights in place, when the loss is lost, and
+    KeyboardInterrupt, with the state saved, once the first process is `stopped`.
     """
     told: dict[str, list[float]] = {}
     saved, save = time.monotonic(), save or stage.save
     while True:
-        progress, since = _agreed(budget.progress(stage.step, stage.seconds), time.monotonic() - saved)
-        if since > every and progress < 1.0:
+        part, since = budget.progress(stage.step, stage.seconds), time.monotonic() - saved
+        progress, since, stop = _agreed(part, since, float(stopped()))
+        if stop or progress >= 1.0 or since > every:
             save()
             saved = time.monotonic()
+        if stop:
+            raise KeyboardInterrupt
         if progress >= 1.0:
-            break
+            return
         began = time.monotonic()
         try:
             means = _learn(stage, terms, stage.rate(progress, stage.step), accumulating)
@@ -192,7 +197,6 @@ def fit(
             told = {}
         if on_step is not None:
             on_step(budget.progress(stage.step, stage.seconds), means)
-    save()
 
 
 def _learn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -51,6 +51,16 @@ def wait_for_all() -> None:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that processes may share among them: every one of them has to ask."""
     return tensor.full_tensor() if is_shared(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """All of some tensors on the CPU, for the first process; the others ask as well, and get nothing."""
+    found = {}
+    for name, tensor in tensors:
+        complete = whole(tensor.detach())
+        if rank() == 0:
+            found[name] = complete.cpu()
+    return found
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:

@@ -123,16 +123,15 @@ class Optimizer:
             for name, value in _flat(values)
         }
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Take up what `tensors` gave."""
+        states: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in self.parts}
+        for key, value in tensors:
+            kind, index, name = key.split(".", 2)
+            weight = self.parts[kind].param_groups[0]["params"][int(index)]
+            _put(states[kind].setdefault(int(index), {}), name, spread(value, weight))
         for kind, optimizer in self.parts.items():
-            state: dict[int, dict[str, Any]] = {}
-            weights = optimizer.param_groups[0]["params"]
-            for key, value in tensors.items():
-                of, index, name = key.split(".", 2)
-                if of == kind:
-                    _put(state.setdefault(int(index), {}), name, spread(value, weights[int(index)]))
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict({"state": states[kind], "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

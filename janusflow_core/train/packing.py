@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .. import sampling
 from ..image import ImageConfig, resize_and_pad
-from ..model import flow_tokens
 from ..tokenizer import JanusTokenizer
 from .conversations import exchange, padded
 from .data import LeftOut, Sample, Task
@@ -75,7 +74,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes samples out for a model of this tokenizer, these pictures, and latents of this shape (4, h, w).
+    """Writes samples out for a model of this tokenizer, these pictures, and latents of this shape (4, h, w), which take
+    so many `tokens`, their time's among them.
 
     plain: `<image><question> <answer>` and `<prompt><image>`, as in pre-training; chat: exactly as inference asks.
     A prompt is dropped at the rate `drop`, for guidance; `time_mean` is that of the times' logit. No sample may have
@@ -85,6 +85,7 @@ class Writer:
     tokenizer: JanusTokenizer
     image: ImageConfig
     latent: tuple[int, int, int]
+    tokens: int
     length: int
     format: Format = "chat"
     question: str = CAPTION
@@ -122,17 +123,16 @@ class Writer:
 
     def _draw(self, sample: Sample, words: random.Random) -> Written:
         assert sample.open is not None
-        chat, tokenizer = self.format == "chat", self.tokenizer
-        prompt = tokenizer.generation_ids(sample.text) if chat else tokenizer.encode(sample.text)
+        prompt = self.prompt_ids(sample.text)
         # Without a prompt the time token keeps its place, as inference has it.
         kept = prompt[:1] if words.random() < self.drop else prompt
-        new = flow_tokens(*self.latent[1:])
+        new = self.tokens
         picture = in_bytes(random_crop(sample.open(), self.image.image_size, words))
         generator = torch.Generator().manual_seed(words.getrandbits(63))
         noise = torch.randn(self.latent, generator=generator)
         return Written(
             sample.task,
-            [*kept, *[tokenizer.pad_id] * new],
+            [*kept, *[self.tokenizer.pad_id] * new],
             [IGNORE] * (len(kept) + new),
             [*range(len(kept)), *range(len(prompt), len(prompt) + new)],
             [TEXT] * len(kept) + [DRAWN] * new,
@@ -141,7 +141,19 @@ class Writer:
             sampling.logit_normal(1, generator, self.time_mean).item(),
         )
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """What a picture is drawn from, up to the place of its time."""
+        return self.tokenizer.generation_ids(text) if self.format == "chat" else self.tokenizer.encode(text)
+
+    def question_ids(self, question: str) -> list[int]:
+        """A picture and what is asked of it, up to the answer."""
+        return self._parts(((question, "-"),), pictures=1)[0][0]
+
     def _turns(self, turns: Sequence[tuple[str, str]], pictures: int) -> tuple[list[int], list[int]]:
+        return joined(self._parts(turns, pictures))
+
+    def _parts(self, turns: Sequence[tuple[str, str]], pictures: int) -> list[tuple[list[int], list[int]]]:
+        """The ids of each turn up to its answer, and of the answer."""
         parts = []
         for number, (question, answer) in enumerate(turns):
             if self.format == "chat":
@@ -151,7 +163,7 @@ class Writer:
                 start = [self.tokenizer.bos_id, *self.tokenizer.picture_ids * pictures] if number == 0 else []
                 asked, said = (self.tokenizer.encode(text, bos=False) for text in (question, f" {answer.strip()}"))
                 parts.append((start + asked, [*said, self.tokenizer.eos_id]))
-        return joined(parts)
+        return parts
 
 
 def joined(parts: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list[int]]:

@@ -96,10 +96,10 @@ class Subject:
         return dreams
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], drawing: DrawingConfig, seed: int = 0) -> list[Image.Image]:
-        """Pictures of some prompts at the trained size, as inference draws them: how far the training has come."""
+    def draw(self, prompts: Sequence[Sequence[int]], drawing: DrawingConfig, seed: int = 0) -> list[Image.Image]:
+        """Pictures of prompts' ids at the trained size, as inference draws them: how far the training has come."""
         side, count = self.image.image_size // 8, len(prompts)
-        rows = [self.prompt(self.tokenizer.generation_ids(prompt)) for prompt in prompts]
+        rows = [self.prompt(prompt) for prompt in prompts]
         guided = self.flow.guided(rows, None, Guidance(drawing.guidance), (side, side), self.attention)
         shape = (self.flow.config.flow.latent_channels, side, side)
         noise = sampling.draw_noise(shape, [seed + row for row in range(count)]).to(self.device)
@@ -125,7 +125,11 @@ class Subject:
     def answers(self, seen: Tensor, questions: Sequence[str]) -> list[str]:
         """What the model answers, greedily and shortly, to a question each about pictures of features (B, P, W)."""
         turns = [self.tokenizer.question_messages(question, 1) for question in questions]
-        rows = [self.tokenizer.understanding_ids(turn, 1) for turn in turns]
+        return self.continued(seen, [self.tokenizer.understanding_ids(turn, 1) for turn in turns])
+
+    @torch.no_grad()
+    def continued(self, seen: Tensor, rows: Sequence[Sequence[int]]) -> list[str]:
+        """What the model says behind the ids of a conversation each about pictures of features (B, P, W)."""
         ids, real = (part.to(self.device) for part in self.tokenizer.pad_left(rows))
         texts = decoding.generate(
             self.flow.language_model.model,

@@ -174,7 +174,7 @@ class Run:
 
     def _preview(self, tuning: FineTune) -> tuple[str, Any, int]:
         """A picture of the first text, as ComfyUI shows it while a node runs."""
-        (picture,) = tuning.subject.draw(tuning.learnt.texts[:1], self.drawing, self.options.seed)
+        (picture,) = tuning.subject.draw(tuning.prompts[:1], self.drawing, self.options.seed)
         return "JPEG", picture, PREVIEW
 
     def _tell(self, step: int, means: Mapping[str, float], rate: float) -> None:

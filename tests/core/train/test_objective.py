@@ -39,7 +39,7 @@ def samples(format="chat") -> list[Sample]:
 
 def writer(**told) -> Writer:
     pipe = micro()
-    return Writer(pipe.tokenizer, pipe.image_config, LATENT, **{"length": 400, **told})
+    return Writer(pipe.tokenizer, pipe.image_config, LATENT, **{"tokens": 5, "length": 400, **told})
 
 
 def write(one: Sample, seed: int, drop: float = 0.3) -> Written:

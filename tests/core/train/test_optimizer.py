@@ -78,7 +78,7 @@ def test_a_restored_optimizer_goes_on_as_if_it_had_never_stopped():
     for seed in range(2):
         learn(stopped, first, seed)
     second = new_optimizer(stopped)
-    second.restore({key: value.clone() for key, value in first.tensors().items()})
+    second.restore((key, value.clone()) for key, value in first.tensors().items())
     for seed in range(2, 4):
         learn(stopped, second, seed)
     for a, b in zip(straight.parameters(), stopped.parameters(), strict=True):
@@ -104,7 +104,7 @@ def test_eight_bits_learn_and_go_on_as_if_they_had_never_stopped(tmp_path):
     learn_on(stopped, first, 4)
     write_tensors(tmp_path / "state.safetensors", first.tensors())
     second = Optimizer(stopped.named_parameters(), adam_lr=0.01, eight_bit=True)
-    second.restore(load_file(tmp_path / "state.safetensors"))
+    second.restore(load_file(tmp_path / "state.safetensors").items())
     learn_on(stopped, second, 6)
     assert any(value.dtype == torch.uint8 for value in second.tensors().values())
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), stopped.parameters(), strict=True))

@@ -23,7 +23,7 @@ TURNS = (("What is it?", "a cat"), ("What color?", "black"))
 
 def writer(**told) -> Writer:
     pipe = micro()
-    return Writer(pipe.tokenizer, pipe.image_config, LATENT, **{"length": 400, **told})
+    return Writer(pipe.tokenizer, pipe.image_config, LATENT, **{"tokens": 5, "length": 400, **told})
 
 
 def picture(size: tuple[int, int] = (60, 40)) -> Image.Image:

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 def new_stream(folder: Path, times: int = 1, seed: int = 0, shares=SHARES) -> Stream:
     pipe = micro()
-    writer = Writer(pipe.tokenizer, pipe.image_config, (4, 4, 4), length=300, format="plain")
+    writer = Writer(pipe.tokenizer, pipe.image_config, (4, 4, 4), tokens=5, length=300, format="plain")
     sources = [open_data(folder), open_data(folder / "texts.jsonl")]
     return Stream(sources, [times, 1], Mixture([Phase(0, shares)]), writer, seed)
 

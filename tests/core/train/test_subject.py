@@ -35,7 +35,8 @@ def test_dreams_are_the_flow_behind_bos_alone_and_captions_what_describe_says():
 def test_what_is_drawn_in_between_is_what_generate_draws():
     pipe = micro_pipeline(new_codec())
     drawing = DrawingConfig(steps=3, guidance=2.5)
-    drawn = new_subject(pipe).draw(["a red circle", "two"], drawing, seed=4)
+    prompts = [pipe.tokenizer.generation_ids(text) for text in ("a red circle", "two")]
+    drawn = new_subject(pipe).draw(prompts, drawing, seed=4)
     expected = pipe.generate(["a red circle", "two"], steps=3, guidance=2.5, seed=4)
     assert [picture.tobytes() for picture in drawn] == [picture.tobytes() for picture in expected]
 

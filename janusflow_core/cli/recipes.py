@@ -1,0 +1,113 @@
+"""janusflow train RECIPE: the paper's stages, or whatever else a recipe says, on one process or on many."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import between_steps, make_folder, one_line, side_by_side
+
+if TYPE_CHECKING:
+    from ..train.loop import OnStep
+    from ..train.recipe import Recipe
+    from ..train.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByRecipe:
+    """Train by a recipe, a .yaml file or one of stage1, stage2, stage3; prints the last checkpoint's folder.
+
+    `accelerate launch -m janusflow_core.cli train RECIPE` does the same with as many processes as it is told.
+    """
+
+    recipe: str
+    """A .yaml file, or stage1, stage2, stage3: those of the paper."""
+    out: Path = Path("runs/train")
+    """Folder for checkpoints, log and samples; the same command goes on where a stopped one was."""
+    start: str = ""
+    """The checkpoint to begin with, instead of the recipe's: a bundled name, a folder or a file."""
+    vae: str = ""
+    """An SDXL VAE, where the checkpoint brings none."""
+    data: tuple[Path, ...] = ()
+    """What is learnt from, instead of the recipe's: folders of captioned pictures, .jsonl, .tar, folders of tars."""
+    seed: int | None = None
+    """Instead of the recipe's."""
+
+    def run(self) -> int:
+        """Train; the status is 0, or 130 after Ctrl-C, with a checkpoint of that step written."""
+        from ..train.recipe import read_recipe
+
+        recipe = self._changed(read_recipe(self.recipe))
+        make_folder(self.out)
+        from ..train.machine import rank
+        from ..train.optimizer import Diverged
+        from ..train.trainer import Trainer, steps_in
+
+        quiet = not sys.stderr.isatty()
+        logging.basicConfig(level=logging.INFO if quiet else logging.WARNING, format="%(asctime)s %(message)s")
+        trainer = Trainer(recipe, self.out)
+        first = rank() == 0
+        try:
+            with between_steps() as stopped, self._shown(trainer) as on_step:
+                trainer.run(on_step, stopped)
+        except Diverged as error:
+            raise ValueError(f"{error} in {self.out}: lower learning_rate, or look at the data") from error
+        finally:
+            if trainer.problems.counts:
+                print(f"janusflow: left out {one_line(str(trainer.problems))}", file=sys.stderr)
+        if first:
+            print(steps_in(self.out)[-1])
+        return 0
+
+    def _changed(self, recipe: Recipe) -> Recipe:
+        from ..train.recipe import DataSet
+
+        told: dict[str, Any] = {"start": self.start, "vae": self.vae}
+        told["data"] = tuple(DataSet(path=str(path)) for path in self.data)
+        said = {key: value for key, value in told.items() if value}
+        return recipe.model_copy(update={**said, **({} if self.seed is None else {"seed": self.seed})})
+
+    @contextmanager
+    def _shown(self, trainer: Trainer) -> Iterator[OnStep]:
+        """A bar with loss, speed and time left, a line of log a step, samples beside it: the first process's."""
+        from tqdm import tqdm
+
+        from ..train.machine import rank
+
+        stage, recipe, first = trainer.stage, trainer.recipe, rank() == 0
+        titles = {"desc": "training", "unit": "step", "total": recipe.steps, "initial": stage.step}
+        written = self.out / "log.jsonl" if first else Path(os.devnull)
+        with tqdm(**titles, disable=None if first else True) as bar, written.open("a", encoding="utf-8") as log:
+
+            def on_step(part: float, means: Mapping[str, float]) -> None:
+                told: dict[str, Any] = {name: round(mean, 5) for name, mean in means.items()}
+                print(json.dumps({"step": stage.step, "seconds": round(stage.seconds, 2), **told}), file=log)
+                losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+                rate = (bar.format_dict["rate"] or 0.0) * recipe.batch
+                bar.set_postfix_str(f"{losses}, {rate:.1f} samples/s", refresh=False)
+                bar.update()
+                if recipe.samples.every and stage.step % recipe.samples.every == 0:
+                    self._sample(trainer, log)
+
+            yield on_step
+
+    def _sample(self, trainer: Trainer, log: Any) -> None:
+        from ..image import open_image
+        from ..png import save_new
+
+        pictures, answers = trainer.look(open_image)
+        told: dict[str, Any] = {"step": trainer.stage.step}
+        if pictures:
+            row, name = side_by_side(pictures), f"step_{trainer.stage.step:07d}"
+            told |= {"prompts": trainer.recipe.samples.prompts, "picture": save_new(self.out, name, row, {}).name}
+        if answers:
+            told |= {"pictures": trainer.recipe.samples.pictures, "answers": answers}
+        if len(told) > 1:
+            print(json.dumps(told, ensure_ascii=False), file=log, flush=True)

@@ -1,0 +1,313 @@
+"""A recipe at work: data, model and processes put together, checkpoints written and taken up again.
+
+OUT/step_0001000/ is a model in the official layout, of the averaged weights, with what training needs to go on from
+there beside it: state.safetensors and recipe.json. Each appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from itertools import count
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..autoencoder import load_vae_files
+from ..checkpoint import load_model, open_checkpoint
+from ..image import preprocess
+from ..layout import describe_files, fill_folder, write_json
+from ..model import flow_tokens
+from ..partial import PARTIAL, appearing
+from ..tokenizer import JanusTokenizer
+from ..vae import LatentCodec
+from .ahead import ahead
+from .data import Problems, open_data
+from .loop import Budget, OnStep, Stage, fit
+from .machine import gathered, rank, training_attention, trains_in_bf16, wait_for_all, world
+from .objective import Objective
+from .optimizer import Optimizer, constant, cosine
+from .order import Mixture, Phase
+from .packing import Batch, Writer
+from .recipe import Recipe, Trained
+from .stream import Batches, Problem, Stream
+from .subject import Subject
+from .team import Team, compute_again, whole_weights
+from .terms import new_projector
+
+log = logging.getLogger(__name__)
+STATE, RECIPE, STEP = "state.safetensors", "recipe.json", re.compile(r"step_(\d{7,})")
+# The parts of a model that learn or do not, by how the names of their weights begin.
+PARTS: dict[Trained, tuple[str, ...]] = {
+    "language": ("language_model.",),
+    "understanding": ("vision_und_enc_model.",),
+    "generation": ("vision_gen_enc_model.", "vision_gen_dec_model."),
+    "aligners": (
+        "beg_of_und_embed",
+        "vision_und_enc_aligner.",
+        "vision_gen_enc_aligner.",
+        "vision_gen_dec_aligner.",
+        "vision_gen_dec_aligner_norm.",
+    ),
+}
+# What may differ when a run goes on.
+FREE = {"start", "vae", "data", "steps", "at_once", "checkpointing", "shard", "workers", "save_every", "keep"}
+
+
+def parts_named(*parts: Trained) -> Callable[[str], bool]:
+    """Whether a weight's name is one of these parts'."""
+    beginnings = tuple(beginning for part in parts for beginning in PARTS[part])
+    return lambda name: name.startswith(beginnings)
+
+
+def steps_in(out: Path) -> list[Path]:
+    """The checkpoints in a run's folder, the last one last."""
+    found = [path for path in out.glob("step_*") if STEP.fullmatch(path.name) and (path / STATE).exists()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+class Trainer:
+    """A recipe's run in the folder `out`, new or gone on with from its last checkpoint.
+
+    Raises ValueError, OSError or ImportError with one sentence where the recipe cannot be followed here.
+    """
+
+    def __init__(self, recipe: Recipe, out: Path) -> None:
+        self.recipe, self.out = recipe, out
+        out.mkdir(parents=True, exist_ok=True)
+        self.team = Team(out)
+        if rank() == 0:
+            for left in out.glob(f"{PARTIAL}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        self.problems, self._left_out = Problems(), out / f"left_out_{rank()}.jsonl"
+        last = steps_in(out)[-1:]
+        self.checkpoint = open_checkpoint(_wanted(recipe.start, "start", "a checkpoint"))
+        self.tokenizer = self._tokenizer()
+        self.codec = self._codec()
+        self.bf16 = self._computes_in_bf16(last[0] if last else None)
+        self.objective = self._new_objective()
+        self.batches = self._new_batches()
+        layers = self.objective.model.language_model.model.layers
+        self.module = self.team.joined(self.objective, layers, recipe.shard, self.bf16)
+        self.stage = self._new_stage(last[0] / STATE if last else out / STATE)
+
+    # --- what is put together -----------------------------------------------------------------------------------
+
+    def _tokenizer(self) -> JanusTokenizer:
+        if self.checkpoint.tokenizer is None or not (self.checkpoint.has_flow and self.checkpoint.has_text):
+            raise ValueError(f"{self.checkpoint.name} is only a half of a JanusFlow: start from a whole one")
+        return self.checkpoint.tokenizer
+
+    def _codec(self) -> LatentCodec:
+        vae, channels = self.checkpoint.read_vae(), self.checkpoint.config.flow.latent_channels
+        if self.recipe.vae:
+            vae = load_vae_files(self.recipe.vae).for_model(channels)
+        if vae is None:
+            raise ValueError(f"{self.checkpoint.name} brings no VAE: name an SDXL VAE as vae in the recipe")
+        dtype = torch.float32 if self.team.device.type == "cpu" else torch.bfloat16
+        return LatentCodec(vae, dtype, self.team.device)
+
+    def _computes_in_bf16(self, last: Path | None) -> bool:
+        """By the recipe, or as the run began, or what is measured to be faster here."""
+        if last is not None:
+            return json.loads((last / RECIPE).read_text("utf-8"))["bf16"]
+        if self.recipe.precision == "auto":
+            return trains_in_bf16(self.team.device)
+        return self.recipe.precision == "bf16"
+
+    def _new_objective(self) -> Objective:
+        recipe, config = self.recipe, self.checkpoint.config
+        model, generator = load_model(self.checkpoint, torch.float32), torch.Generator().manual_seed(recipe.seed)
+        model.init_weights(generator, parts_named(*recipe.renew) if recipe.renew else lambda name: False)
+        learns = parts_named(*recipe.train)
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(learns(name))
+            if self.bf16 and not learns(name):
+                weight.data = weight.data.bfloat16()
+        depth = config.language.num_hidden_layers
+        layer = recipe.repa.layer or max(1, round(depth / 4))
+        if layer > depth:
+            raise ValueError(f"got layer {layer} to align (repa), but {self.checkpoint.name} has {depth}: name another")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            projector = new_projector(config, recipe.repa.projector) if recipe.repa.weight else None
+        objective = Objective(model, projector, layer, self.checkpoint.image)
+        if recipe.checkpointing:
+            compute_again(model.language_model.model.layers)
+        return objective
+
+    def _new_batches(self) -> Batches:
+        recipe, config = self.recipe, self.checkpoint.config
+        if not recipe.data:
+            raise ValueError("the recipe names no data: add some under data, or name it with --data")
+        sources = [open_data(Path(one.path), one.task) for one in recipe.data]
+        for kind, number, names in ((k, n, s.problems.names[k]) for s in sources for k, n in s.problems.counts.items()):
+            self._note([(kind, name) for name in names], number)
+        limit = config.language.max_position_embeddings
+        if recipe.length > limit:
+            raise ValueError(f"length {recipe.length} is more than the {limit} tokens that the model can see: lower it")
+        side = self.checkpoint.image.image_size // 8
+        writer = Writer(
+            self.tokenizer,
+            self.checkpoint.image,
+            (config.flow.latent_channels, side, side),
+            flow_tokens(side, side),
+            recipe.length,
+            recipe.format,
+            recipe.question,
+            recipe.drop,
+            recipe.time_mean,
+        )
+        mixture = Mixture([Phase(shares.from_step * recipe.batch, shares.named()) for shares in recipe.mixture])
+        stream = Stream(sources, [one.times for one in recipe.data], mixture, writer, recipe.seed)
+        return Batches(stream, recipe.batch, recipe.at_once, rank(), world())
+
+    def _new_stage(self, state: Path) -> Stage:
+        recipe = self.recipe
+        trained = {name: weight for name, weight in self.objective.named_parameters() if weight.requires_grad}
+        told = {"adam_lr": recipe.learning_rate, "betas": recipe.betas}
+        optimizer = Optimizer(
+            trained.items(), weight_decay=recipe.weight_decay, clip=recipe.clip, shares=world() > 1, **told
+        )
+        rate = {"constant": constant, "cosine": cosine}[recipe.schedule]
+        return Stage(
+            "training",
+            state,
+            trained,
+            optimizer,
+            {"flow": 1.0, "repa": recipe.repa.weight, "answer": 1.0, "text": 1.0},
+            lambda progress, step: rate(progress, step, max(recipe.warmup, 1)),
+            decay=recipe.average,
+            accumulate=self.batches.accumulate,
+            about=json.dumps(recipe.model_dump(mode="json", exclude={*FREE, "samples"})),
+            samples=recipe.at_once,
+            remembers=False,
+        )
+
+    # --- the run ------------------------------------------------------------------------------------------------
+
+    def run(self, on_step: OnStep | None = None, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Train what is left of the steps, with a checkpoint every so many and at the end.
+
+        `on_step` hears the part that is over and the mean terms. Raises KeyboardInterrupt, with a checkpoint written,
+        once the first process is `stopped`, and Diverged when the loss is lost.
+        """
+        self.module.train()
+        self.team.begin_log(self.recipe)
+        made = ahead(self.batches, count(self.stage.step * self.batches.accumulate), self.recipe.workers)
+
+        def heard(progress: float, means: Mapping[str, float]) -> None:
+            self.team.log(means, self.stage.step)
+            if self.stage.step % self.recipe.save_every == 0:
+                self.save()
+            if on_step is not None:
+                on_step(progress, means)
+
+        fit(
+            self.stage,
+            Budget(steps=self.recipe.steps),
+            lambda number: self._terms(*next(made)),
+            self.save,
+            float("inf"),
+            heard,
+            lambda last: self.team.accumulating(self.module, last),
+            stopped,
+        )
+        self.team.end()
+
+    def _terms(self, batch: Batch, problems: list[Problem]) -> dict[str, Tensor]:
+        self._note(problems)
+        batch = batch.to(self.team.device)
+        latents = self.codec.encode(batch.crops / 255) if len(batch.crops) else batch.noise
+        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.module(batch, latents)
+
+    def _note(self, problems: list[Problem], number: int = 0) -> None:
+        """Count what was left out, and write its names down."""
+        if not problems:
+            return
+        for kind, name in problems:
+            self.problems.add(kind, name)
+        for kind in {kind for kind, _ in problems}:
+            self.problems.counts[kind] += max(number - len(problems), 0)
+        lines = (json.dumps({"kind": kind, "what": what}, ensure_ascii=False) for kind, what in problems)
+        with self._left_out.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is there, and forget the oldest: all processes have to ask."""
+        path = self.out / f"step_{self.stage.step:07d}"
+        if path.exists():
+            return
+        weights = self._averaged()
+        with appearing(path) if rank() == 0 else nullcontext(path) as partial:
+            if rank() == 0:
+                partial.mkdir()
+                told = self.checkpoint
+                parts = describe_files(told.config, self.tokenizer, told.image, told.drawing)
+                fill_folder(partial, weights, parts, self.tokenizer.json, self.codec.autoencoder)
+                write_json(partial / RECIPE, {**self.recipe.model_dump(mode="json"), "bf16": self.bf16})
+            self.stage.save(partial / STATE)
+        if rank() == 0:
+            for old in steps_in(self.out)[: -self.recipe.keep]:
+                forget(old)
+        wait_for_all()
+
+    def _averaged(self) -> dict[str, Tensor]:
+        """All weights of the model in bfloat16, those that learn as they are on the average of the last steps."""
+        names = {f"model.{name}": name for name in self.objective.model.state_dict()}
+        held = {**self.objective.state_dict(), **self.stage.average}
+        found = gathered((name, held[own]) for own, name in names.items())
+        return {name: weight.bfloat16() for name, weight in found.items()}
+
+    # --- to look at ---------------------------------------------------------------------------------------------
+
+    def look(self, opened: Callable[[str], Image.Image]) -> tuple[list[Image.Image], list[str]]:
+        """The recipe's prompts drawn and its pictures described, with the weights as they are: all have to ask.
+
+        Processes but the first get nothing.
+        """
+        recipe, model = self.recipe, self.objective.model
+        subject = Subject(
+            model,
+            model,
+            self.tokenizer,
+            self.checkpoint.image,
+            self.codec.encode,
+            self.codec.decode,
+            training_attention(self.team.device),
+        )
+        writer = self.batches.stream.writer
+        drawn, said = [], []
+        with whole_weights(self.module), torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
+            if rank() == 0 and recipe.samples.prompts:
+                prompts = [writer.prompt_ids(text) for text in recipe.samples.prompts]
+                drawn = subject.draw(prompts, self.checkpoint.drawing, recipe.seed)
+            if rank() == 0 and recipe.samples.pictures:
+                shown = [preprocess(opened(name), self.checkpoint.image) for name in recipe.samples.pictures]
+                rows, seen = [writer.question_ids(recipe.question)] * len(shown), torch.stack(shown)
+                said = subject.continued(subject.see(seen), rows)
+        wait_for_all()
+        return drawn, said
+
+
+def forget(checkpoint: Path) -> None:
+    """Delete a checkpoint so that no half of it is ever taken for one."""
+    gone = checkpoint.with_name(f"{PARTIAL}{checkpoint.name}")
+    os.replace(checkpoint, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _wanted(source: str, key: str, what: str) -> str:
+    if not source:
+        raise ValueError(f"the recipe names no {key}, {what} to begin with: add it, or name it with --{key}")
+    return source
