@@ -45,7 +45,6 @@ class ByRecipe:
         from ..train.recipe import read_recipe
 
         recipe = self._changed(read_recipe(self.recipe))
-        make_folder(self.out)
         from ..train.machine import rank
         from ..train.optimizer import Diverged
         from ..train.trainer import Trainer, steps_in
@@ -53,6 +52,7 @@ class ByRecipe:
         quiet = not sys.stderr.isatty()
         logging.basicConfig(level=logging.INFO if quiet else logging.WARNING, format="%(asctime)s %(message)s")
         trainer = Trainer(recipe, self.out)
+        make_folder(self.out)
         first = rank() == 0
         try:
             with between_steps() as stopped, self._shown(trainer) as on_step:

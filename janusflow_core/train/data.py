@@ -8,8 +8,9 @@ from __future__ import annotations
 import itertools
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -100,27 +101,27 @@ class Row(Part):
         return Sample(name, task, text, self.turns(), picture)
 
 
-@dataclass
 class Problems:
-    """What was left out: how many of each kind, and the first names of each."""
+    """What was left out: how often each row was, by kinds."""
 
-    counts: dict[str, int] = field(default_factory=dict)
-    names: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.found: dict[str, Counter[str]] = {}
 
-    def add(self, kind: str, name: str, count: int = 1) -> None:
+    def add(self, kind: str, name: str) -> None:
         """One more of a kind; the name may say more about it."""
-        self.counts[kind] = self.counts.get(kind, 0) + count
-        names = self.names.setdefault(kind, [])
-        if name not in names and len(names) < 20:
-            names.append(name)
+        self.found.setdefault(kind, Counter())[name] += 1
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows of each kind."""
+        return {kind: len(names) for kind, names in sorted(self.found.items())}
 
     def __str__(self) -> str:
-        told = (f"{count} × {kind} ({self._named(kind)})" for kind, count in sorted(self.counts.items()))
-        return ", ".join(told)
+        return ", ".join(f"{count} × {kind} ({self._named(kind)})" for kind, count in self.counts.items())
 
     def _named(self, kind: str) -> str:
-        names = self.names[kind]
-        return names[0] if self.counts[kind] == 1 else f"{names[0]} and {self.counts[kind] - 1} more"
+        first, more = next(iter(self.found[kind])), len(self.found[kind]) - 1
+        return f"{first} and {more} more" if more else first
 
 
 class Source(Protocol):

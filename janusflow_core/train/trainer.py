@@ -81,12 +81,8 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, out: Path) -> None:
         self.recipe, self.out = recipe, out
-        out.mkdir(parents=True, exist_ok=True)
         self.team = Team(out)
-        if rank() == 0:
-            for left in out.glob(f"{PARTIAL}*"):  # by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        self.problems, self._left_out = Problems(), out / f"left_out_{rank()}.jsonl"
+        self.problems, self._unwritten = Problems(), list[str]()
         last = steps_in(out)[-1:]
         self.checkpoint = open_checkpoint(_wanted(recipe.start, "start", "a checkpoint"))
         self.tokenizer = self._tokenizer()
@@ -148,8 +144,9 @@ class Trainer:
         if not recipe.data:
             raise ValueError("the recipe names no data: add some under data, or name it with --data")
         sources = [open_data(Path(one.path), one.task) for one in recipe.data]
-        for kind, number, names in ((k, n, s.problems.names[k]) for s in sources for k, n in s.problems.counts.items()):
-            self._note([(kind, name) for name in names], number)
+        if rank() == 0:
+            for source in sources:
+                self._note([(kind, name) for kind, names in source.problems.found.items() for name in names])
         limit = config.language.max_position_embeddings
         if recipe.length > limit:
             raise ValueError(f"length {recipe.length} is more than the {limit} tokens that the model can see: lower it")
@@ -199,6 +196,11 @@ class Trainer:
         `on_step` hears the part that is over and the mean terms. Raises KeyboardInterrupt, with a checkpoint written,
         once the first process is `stopped`, and Diverged when the loss is lost.
         """
+        self.out.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:
+            for left in self.out.glob(f"{PARTIAL}*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        self._note([])
         self.module.train()
         self.team.begin_log(self.recipe)
         made = ahead(self.batches, count(self.stage.step * self.batches.accumulate), self.recipe.workers)
@@ -229,17 +231,16 @@ class Trainer:
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
             return self.module(batch, latents)
 
-    def _note(self, problems: list[Problem], number: int = 0) -> None:
+    def _note(self, problems: list[Problem]) -> None:
         """Count what was left out, and write its names down."""
-        if not problems:
-            return
         for kind, name in problems:
             self.problems.add(kind, name)
-        for kind in {kind for kind, _ in problems}:
-            self.problems.counts[kind] += max(number - len(problems), 0)
-        lines = (json.dumps({"kind": kind, "what": what}, ensure_ascii=False) for kind, what in problems)
-        with self._left_out.open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
+            if self.problems.found[kind][name] == 1:
+                self._unwritten.append(json.dumps({"kind": kind, "what": name}, ensure_ascii=False))
+        if self._unwritten and self.out.exists():
+            with (self.out / f"left_out_{rank()}.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in self._unwritten)
+            self._unwritten.clear()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -57,6 +57,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "evaluate: no scenes": (["evaluate", "shapes", "--scenes", "-1"], "got --scenes -1"),
     "train: no time": (["train", "tiny", "--minutes", "nan"], "got --minutes nan"),
     "train: without end": (["train", "tiny", "--minutes", "inf"], "got --minutes inf"),
+    "train: no recipe": (["train", "stage9"], "stage9 is neither a recipe's file nor one of stage1, stage2, stage3"),
+    "train: a picture as a recipe": (["train", PICTURE], "is not UTF-8"),
+    "train: nothing to begin with": (["train", "stage1", "--data", "a"], "the recipe names no start"),
+    "train: nothing to learn from": (["train", "stage1", "--start", "janusflow-tiny"], "the recipe names no data"),
+    "train: learning from nowhere": (
+        ["train", "stage1", "--start", "janusflow-tiny", "--data", f"{PICTURE}/none"],
+        "there is no",
+    ),
     "train: no rate": (["train", "tiny", "--rate", "nan"], "got --rate nan"),
     "bench: nothing": (["bench", "generate", "--rounds", "0"], "of at least 1"),
 }

@@ -130,7 +130,8 @@ def test_a_broken_line_is_counted_and_named(tmp_path: Path, kind: str, row: obje
     source = open_data(write_jsonl(tmp_path / "rows.jsonl", {"text": "whole"}, row, "", {"text": "whole too"}))
     assert rows(source, "text") == [0, 3] and source.name(3) == "line 4 of rows.jsonl"
     assert source.problems.counts == {kind: 1}
-    assert told in source.problems.names[kind][0] and source.problems.names[kind][0].startswith("line 2 of rows.jsonl")
+    (name,) = source.problems.found[kind]
+    assert told in name and name.startswith("line 2 of rows.jsonl")
 
 
 def test_lines_are_found_again_whatever_their_letters(tmp_path: Path):
@@ -177,7 +178,7 @@ def test_tars_are_read_in_place(shards: Path, path: str):
         assert f"picture {number}" in (sample.text, dict(sample.turns).get("What?"))
         assert sample.open is not None and pixels(sample.open()) == pixels(picture(number))
     assert source.problems.counts == {"no caption": 1, "broken row": 1}
-    assert source.problems.names["no caption"] == ["bare of shard-001.tar: it has no text"]
+    assert [*source.problems.found["no caption"]] == ["bare of shard-001.tar: it has no text"]
 
 
 def test_what_webdataset_writes_is_read(tmp_path: Path):
