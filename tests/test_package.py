@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def test_a_wheel_holds_every_file_of_the_library(wheel: Path):
-    kinds = (".py", ".typed", ".safetensors")
+    kinds = (".py", ".typed", ".safetensors", ".yaml")
     wanted = {path.relative_to(ROOT).as_posix() for path in CORE.rglob("*") if path.name.endswith(kinds)}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.partition("/")[0].endswith(".dist-info")}
     assert held == wanted
