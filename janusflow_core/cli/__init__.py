@@ -17,7 +17,7 @@ TRAINS = ("tiny", "lora", "recipe")  # what may stand behind `train`: any other 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; what the user can mend ends in one line on stderr and status 2."""
-    given = spelt_out(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
     if given == ["--version"]:
         print(f"janusflow {__version__}")
         return 0
@@ -66,7 +66,7 @@ def parse(argv: Sequence[str]) -> Any:
     return tyro.extras.subcommand_cli_from_dict(
         commands(),
         prog="janusflow",
-        args=argv,
+        args=spelt_out(argv),
         config=config,
         description=f"JanusFlow {__version__}: one small model that draws pictures and reads them.",
     )

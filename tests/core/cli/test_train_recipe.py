@@ -77,7 +77,7 @@ def test_tensorboard_hears_every_step(capsys, place, tmp_path):
 
 def test_the_command_line_says_where_things_are(place, tmp_path):
     words = ["train", "stage2", "--start", "janusflow-tiny", "--data", "a", "b.jsonl", "--seed", "7", "--vae", "v"]
-    command = parse(spelt_out(words)).recipe
+    command = parse(words).recipe
     assert isinstance(command, ByRecipe)
     recipe = command._changed(read_recipe(command.recipe))
     assert (recipe.start, recipe.vae, recipe.seed) == ("janusflow-tiny", "v", 7)

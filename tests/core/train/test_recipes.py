@@ -50,6 +50,24 @@ def test_numbers_are_read_as_people_write_them(number: str):
     assert parse_recipe(LEAST.replace("1e-4", number), "x").learning_rate == pytest.approx(1e-4)
 
 
+def test_the_recipe_of_the_page_is_one():
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text("utf-8")
+    (told,) = (block.partition("```")[0] for block in page.split("```yaml\n")[1:])
+    recipe = parse_recipe(told, "the page")
+    assert recipe.steps == 200 and recipe.start == "janusflow-tiny"
+    table = page.partition("| | stage1 |")[2].partition("\n\n")[0]
+    for name in STAGES:
+        found = read_recipe(name)
+        told = [
+            f"{found.steps:,}",
+            f"{found.warmup:,}",
+            f"{found.learning_rate:.0e}".replace("e-0", "e-"),
+            str(found.batch),
+        ]
+        told += [" : ".join(map(str, phase.named().values())) for phase in found.mixture]
+        assert all(figure in table for figure in told), name
+
+
 def test_all_that_is_left_out_has_a_value():
     assert Recipe.model_validate(parse_recipe(LEAST, "x").model_dump()) == parse_recipe(LEAST, "x")
 
