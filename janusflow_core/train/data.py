@@ -40,6 +40,7 @@ class Sample:
     text: str = ""
     turns: tuple[tuple[str, str], ...] = ()
     open: Callable[[], Image.Image] | None = None
+    number: int = 0  # of the row, over all data sets
 
 
 class LeftOut(ValueError):
@@ -130,6 +131,9 @@ class Source(Protocol):
     tasks: np.ndarray
     problems: Problems
 
+    @property
+    def files(self) -> Sequence[Path]: ...  # which, while they stay the same, hold the same rows
+
     def name(self, row: int) -> str: ...
 
     def sample(self, row: int, task: Task) -> Sample: ...
@@ -207,6 +211,10 @@ class Folder:
     def _name(self, path: Path) -> str:
         return printable(path.relative_to(self.folder))
 
+    @property
+    def files(self) -> Sequence[Path]:
+        return self.pictures
+
     def name(self, row: int) -> str:
         return self._name(self.pictures[row])
 
@@ -226,6 +234,10 @@ class Jsonl:
                 starts.append(file.tell() - len(line))
                 tasks.append(self._serving(number, line))
         self.starts, self.tasks = np.array(starts), np.array(tasks)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        return [self.path]
 
     def _serving(self, number: int, line: bytes) -> int:
         if not line.strip():
@@ -247,7 +259,7 @@ class Tars:
     """WebDataset tars: files that stand together under one name are a row; the place of each is looked up once."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths, self.problems = list(paths), Problems()
+        self.files, self.problems = list(paths), Problems()
         self.keys: list[str] = []
         # Of each row its tar, then first byte and length of picture, text and JSON; a length of 0 where there is none.
         self.places, tasks = array("q"), array("B")
@@ -269,7 +281,7 @@ class Tars:
 
     def _bytes(self, row: int, part: str) -> bytes:
         tar, start, length = self._place(row, part)
-        with self.paths[tar].open("rb") as file:
+        with self.files[tar].open("rb") as file:
             file.seek(start)
             return file.read(length)
 
@@ -277,7 +289,7 @@ class Tars:
         return row_of(self._bytes(row, "table") or "{}", self._bytes(row, "text"))
 
     def name(self, row: int) -> str:
-        return f"{printable(self.keys[row])} of {printable(self.paths[self._place(row, 'picture')[0]].name)}"
+        return f"{printable(self.keys[row])} of {printable(self.files[self._place(row, 'picture')[0]].name)}"
 
     def sample(self, row: int, task: Task) -> Sample:
         picture = partial(self._picture, row) if self._place(row, "picture")[2] else None

@@ -22,6 +22,7 @@ from ..tokenizer import JanusTokenizer
 from .conversations import exchange, padded
 from .data import LeftOut, Sample, Task
 from .examples import check_size
+from .latents import Latents
 from .losses import IGNORE
 from .recipe import CAPTION
 
@@ -33,7 +34,8 @@ Format = Literal["plain", "chat"]
 class Written:
     """A sample as tokens, with the picture (3, S, S) in bytes that it reads or draws, the noise (4, h, w) and the time.
 
-    A place that stands for a picture has any id.
+    A place that stands for a picture has any id. Of a crop that is kept `place` says where, and `latent` (4, h, w) what
+    is known of it.
     """
 
     task: Task
@@ -44,6 +46,8 @@ class Written:
     picture: Tensor | None = None
     noise: Tensor | None = None
     t: float = 0.0
+    place: int = -1
+    latent: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Batch:
     """Packed samples: ids, labels, positions, kinds and numbers of the samples, all (R, T), -1 where there is none.
 
     `lengths` of each row's samples, the padding as the last of them, `tasks` in the order of the numbers, `pictures`
-    (M, 3, S, S) to read and `crops` (G, 3, S, S) to draw in bytes, with `noise` (G, 4, h, w) and times `t` (G,).
+    (M, 3, S, S) to read and `crops` to draw in bytes, with `noise` (G, 4, h, w) and times `t` (G,). `latents`
+    (G, 4, h, w) are those that are known, the `unknown` ones are to be made of their crops and kept at their `places`;
+    there are crops (G, 3, S, S) of all, or of these alone where no one else looks at them.
     """
 
     ids: Tensor
@@ -65,6 +71,9 @@ class Batch:
     crops: Tensor
     noise: Tensor
     t: Tensor
+    latents: Tensor
+    unknown: list[int]
+    places: list[int]
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -79,7 +88,8 @@ class Writer:
 
     plain: `<image><question> <answer>` and `<prompt><image>`, as in pre-training; chat: exactly as inference asks.
     A prompt is dropped at the rate `drop`, for guidance; `time_mean` is that of the times' logit. No sample may have
-    more tokens than `length`.
+    more tokens than `length`. With `kept` latents a picture has only so many crops; one whose latent is known is not
+    opened unless it `aligns` what is drawn with what is seen.
     """
 
     tokenizer: JanusTokenizer
@@ -91,6 +101,8 @@ class Writer:
     question: str = CAPTION
     drop: float = 0.1
     time_mean: float = 0.0
+    kept: Latents | None = None
+    aligns: bool = True
 
     def __call__(self, sample: Sample, words: random.Random) -> Written:
         """A sample as tokens; the crop, the noise, the time and what is dropped are drawn from `words`.
@@ -127,7 +139,9 @@ class Writer:
         # Without a prompt the time token keeps its place, as inference has it.
         kept = prompt[:1] if words.random() < self.drop else prompt
         new = self.tokens
-        picture = in_bytes(random_crop(sample.open(), self.image.image_size, words))
+        place, known, luck = self._kept(sample, words)
+        opened = self.aligns or known is None
+        picture = in_bytes(random_crop(sample.open(), self.image.image_size, luck)) if opened else None
         generator = torch.Generator().manual_seed(words.getrandbits(63))
         noise = torch.randn(self.latent, generator=generator)
         return Written(
@@ -139,7 +153,16 @@ class Writer:
             picture,
             noise,
             sampling.logit_normal(1, generator, self.time_mean).item(),
+            place,
+            known,
         )
+
+    def _kept(self, sample: Sample, words: random.Random) -> tuple[int, Tensor | None, random.Random]:
+        """Where the latent of a picture's crop is kept, the latent if it is known, and what the crop is drawn from."""
+        if self.kept is None:
+            return -1, None, words
+        place = sample.number * self.kept.crops + words.randrange(self.kept.crops)
+        return place, self.kept.read(place), random.Random(f"crop/{place}")
 
     def prompt_ids(self, text: str) -> list[int]:
         """What a picture is drawn from, up to the place of its time."""
@@ -215,7 +238,15 @@ def pack(samples: Sequence[Written], writer: Writer) -> Batch:
         crops=_stacked([sample.picture for sample in drawn], torch.empty(0, *square, dtype=torch.uint8)),
         noise=_stacked([sample.noise for sample in drawn], torch.empty(0, *writer.latent)),
         t=torch.tensor([sample.t for sample in drawn]),
+        latents=_stacked([known(sample, writer) for sample in drawn], torch.empty(0, *writer.latent)),
+        unknown=[place for place, sample in enumerate(drawn) if sample.latent is None],
+        places=[sample.place for sample in drawn],
     )
+
+
+def known(sample: Written, writer: Writer) -> Tensor:
+    """What is known of a latent; zeros are to be filled."""
+    return torch.zeros(writer.latent) if sample.latent is None else sample.latent
 
 
 def _stacked(parts: Sequence[Tensor | None], none: Tensor) -> Tensor:

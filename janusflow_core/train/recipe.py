@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -17,6 +17,19 @@ from .order import Task
 RECIPES = Path(__file__).parent / "recipes"
 Trained = Literal["language", "understanding", "generation", "aligners"]
 ALL: tuple[Trained, ...] = get_args(Trained)
+# The parts of a model that learn or do not, by how the names of their weights begin.
+PARTS: dict[Trained, tuple[str, ...]] = {
+    "language": ("language_model.",),
+    "understanding": ("vision_und_enc_model.",),
+    "generation": ("vision_gen_enc_model.", "vision_gen_dec_model."),
+    "aligners": (
+        "beg_of_und_embed",
+        "vision_und_enc_aligner.",
+        "vision_gen_enc_aligner.",
+        "vision_gen_dec_aligner.",
+        "vision_gen_dec_aligner_norm.",
+    ),
+}
 CAPTION = "Generate the caption of this picture."  # what pre-training asks of a captioned picture (paper, app. B)
 Count = Annotated[int, Field(ge=1)]
 
@@ -107,6 +120,8 @@ class Recipe(Strict):
     """Share of prompts that are dropped, for guidance."""
     time_mean: float = Field(default=0.0, ge=-3, le=3)
     """Mean of the times' logit; below 0 more of them lie near the noise."""
+    crops: int = Field(default=0, ge=0)
+    """So many crops of a picture that is drawn, encoded once and kept beside the run; 0 takes another each time."""
     repa: Alignment = Alignment()
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -132,6 +147,12 @@ class Recipe(Strict):
         if not all(any(shares.named().values()) for shares in mixture):
             raise ValueError("phases that each have a share above 0")
         return mixture
+
+
+def parts_named(*parts: Trained) -> Callable[[str], bool]:
+    """Whether a weight's name is one of these parts'."""
+    beginnings = tuple(beginning for part in parts for beginning in PARTS[part])
+    return lambda name: name.startswith(beginnings)
 
 
 def bundled_recipes() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -22,18 +22,21 @@ class Pool:
     """The rows of all data sets that serve a task, counted through; each data set as many `times` as it says."""
 
     def __init__(self, sources: Sequence[Source], times: Sequence[int], task: Task) -> None:
-        serving = [np.flatnonzero(source.tasks & bits({task})) for source in sources]
-        self.parts = [(source, rows) for source, rows, n in zip(sources, serving, times, strict=True) for _ in range(n)]
-        self.ends = [*accumulate(len(rows) for _, rows in self.parts)]
+        firsts = accumulate((len(source.tasks) for source in sources[:-1]), initial=0)
+        rows = (np.flatnonzero(source.tasks & bits({task})) for source in sources)
+        found = [*zip(sources, firsts, rows, strict=True)]
+        self.parts = [part for part, often in zip(found, times, strict=True) for _ in range(often)]
+        self.ends = [*accumulate(len(rows) for *_, rows in self.parts)]
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def find(self, number: int) -> tuple[Source, int]:
-        """The data set of a row, and its number there."""
+    def find(self, number: int) -> tuple[Source, int, int]:
+        """The data set of a row, its number there, and its number over all data sets."""
         part = bisect_right(self.ends, number)
-        source, rows = self.parts[part]
-        return source, int(rows[number - (self.ends[part] - len(rows))])
+        source, first, rows = self.parts[part]
+        row = int(rows[number - (self.ends[part] - len(rows))])
+        return source, row, first + row
 
 
 class Stream:
@@ -57,24 +60,25 @@ class Stream:
         Raises ValueError where too many are broken one after the other.
         """
         problems: list[Problem] = []
-        for source, row, task in self._candidates(number):
+        for source, row, task, overall in self._candidates(number):
             try:
-                return self.writer(source.sample(row, task), random.Random(f"{self.seed}/{number}")), problems
+                sample = replace(source.sample(row, task), number=overall)
+                return self.writer(sample, random.Random(f"{self.seed}/{number}")), problems
             except LeftOut as error:
                 problems.append((error.kind, f"{source.name(row)}: {error}"))
             except (OSError, ValueError) as error:
                 problems.append(("broken", f"{source.name(row)}: {error}"))
         raise ValueError(f"{TRIES} rows one after the other cannot be learnt from, the last: {problems[-1][1]}")
 
-    def _candidates(self, number: int) -> Iterator[tuple[Source, int, Task]]:
+    def _candidates(self, number: int) -> Iterator[tuple[Source, int, Task, int]]:
         """Rows to try, the one whose turn it is first."""
         task, own = self.mixture.at(number)
         pool = self.pools[task]
         epoch, place = divmod(own, len(pool))
         for attempt in range(TRIES):
             row = shuffled((place + attempt) % len(pool), len(pool), f"{self.seed}/{task}/{epoch}")
-            source, found = pool.find(row)
-            yield source, found, task
+            source, found, overall = pool.find(row)
+            yield source, found, task, overall
 
 
 @dataclass(frozen=True)

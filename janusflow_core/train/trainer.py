@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -29,14 +29,15 @@ from ..partial import PARTIAL, appearing
 from ..tokenizer import JanusTokenizer
 from ..vae import LatentCodec
 from .ahead import ahead
-from .data import Problems, open_data
+from .data import Problems, Source, open_data
+from .latents import Latents, fingerprint
 from .loop import Budget, OnStep, Stage, fit
 from .machine import gathered, rank, training_attention, trains_in_bf16, wait_for_all, world
 from .objective import Objective
 from .optimizer import Optimizer, constant, cosine
 from .order import Mixture, Phase
 from .packing import Batch, Writer
-from .recipe import Recipe, Trained
+from .recipe import Recipe, parts_named
 from .stream import Batches, Problem, Stream
 from .subject import Subject
 from .team import Team, compute_again, whole_weights
@@ -44,27 +45,8 @@ from .terms import new_projector
 
 log = logging.getLogger(__name__)
 STATE, RECIPE, STEP = "state.safetensors", "recipe.json", re.compile(r"step_(\d{7,})")
-# The parts of a model that learn or do not, by how the names of their weights begin.
-PARTS: dict[Trained, tuple[str, ...]] = {
-    "language": ("language_model.",),
-    "understanding": ("vision_und_enc_model.",),
-    "generation": ("vision_gen_enc_model.", "vision_gen_dec_model."),
-    "aligners": (
-        "beg_of_und_embed",
-        "vision_und_enc_aligner.",
-        "vision_gen_enc_aligner.",
-        "vision_gen_dec_aligner.",
-        "vision_gen_dec_aligner_norm.",
-    ),
-}
 # What may differ when a run goes on.
 FREE = {"start", "vae", "data", "steps", "at_once", "checkpointing", "shard", "workers", "save_every", "keep"}
-
-
-def parts_named(*parts: Trained) -> Callable[[str], bool]:
-    """Whether a weight's name is one of these parts'."""
-    beginnings = tuple(beginning for part in parts for beginning in PARTS[part])
-    return lambda name: name.startswith(beginnings)
 
 
 def steps_in(out: Path) -> list[Path]:
@@ -161,10 +143,19 @@ class Trainer:
             recipe.question,
             recipe.drop,
             recipe.time_mean,
+            self._kept(sources, side) if recipe.crops else None,
+            recipe.repa.weight > 0,
         )
         mixture = Mixture([Phase(shares.from_step * recipe.batch, shares.named()) for shares in recipe.mixture])
         stream = Stream(sources, [one.times for one in recipe.data], mixture, writer, recipe.seed)
         return Batches(stream, recipe.batch, recipe.at_once, rank(), world())
+
+    def _kept(self, sources: Sequence[Source], side: int) -> Latents:
+        """Where latents are kept: under the name of all that they are made of."""
+        shape = (self.checkpoint.config.flow.latent_channels, side, side)
+        files = (file for source in sources for file in source.files)
+        made_of = fingerprint(f"{shape} {self.codec.dtype}", self.codec.autoencoder.weights.values(), files)
+        return Latents(self.out / "latents" / f"{made_of}_{self.recipe.crops}.bin", shape, self.recipe.crops)
 
     def _new_stage(self, state: Path) -> Stage:
         recipe = self.recipe
@@ -227,9 +218,21 @@ class Trainer:
     def _terms(self, batch: Batch, problems: list[Problem]) -> dict[str, Tensor]:
         self._note(problems)
         batch = batch.to(self.team.device)
-        latents = self.codec.encode(batch.crops / 255) if len(batch.crops) else batch.noise
+        latents = self._latents(batch)
         with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
             return self.module(batch, latents)
+
+    def _latents(self, batch: Batch) -> Tensor:
+        """The latents (G, 4, h, w) of what is drawn: those that are known, and those that are made of their crops."""
+        if not batch.unknown:
+            return batch.latents
+        crops = batch.crops if len(batch.crops) == len(batch.unknown) else batch.crops[batch.unknown]
+        made, kept = self.codec.encode(crops / 255), self.batches.stream.writer.kept
+        if kept is not None:
+            made = kept.write([batch.places[at] for at in batch.unknown], made).to(made)
+        latents = batch.latents.clone()
+        latents[batch.unknown] = made
+        return latents
 
     def _note(self, problems: list[Problem]) -> None:
         """Count what was left out, and write its names down."""

@@ -60,9 +60,10 @@ def test_rows_of_a_pool_are_counted_through(folder: Path):
     sources = [open_data(folder / "texts.jsonl"), open_data(folder), open_data(folder / "texts.jsonl")]
     pool = Pool(sources, [1, 1, 1], "text")
     assert len(pool) == 10
-    assert [(sources.index(source), row) for source, row in map(pool.find, range(10))] == [
+    assert [(sources.index(source), row) for source, row, _ in map(pool.find, range(10))] == [
         (part, row) for part in (0, 2) for row in range(5)
     ]
+    assert [overall for *_, overall in map(pool.find, range(10))] == [0, 1, 2, 3, 4, 11, 12, 13, 14, 15]
 
 
 def test_a_sample_is_a_function_of_seed_and_number(folder: Path):

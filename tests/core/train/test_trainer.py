@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from janusflow_core.image import open_image
 from janusflow_core.model import JanusFlow
 from janusflow_core.pipeline import JanusFlowPipeline
-from janusflow_core.train.recipe import ALL, DataSet, Recipe, Shown, parse_recipe
-from janusflow_core.train.trainer import PARTS, RECIPE, STATE, Trainer, parts_named, steps_in
+from janusflow_core.train.recipe import ALL, PARTS, DataSet, Recipe, Shown, parse_recipe, parts_named
+from janusflow_core.train.trainer import RECIPE, STATE, Trainer, steps_in
 
 pytest.importorskip("accelerate", reason="training by a recipe needs accelerate")
 ROOT = Path(__file__).parents[3]
@@ -132,6 +132,33 @@ def test_a_step_is_the_same_however_it_is_divided(place: Path, tmp_path: Path):
     once = gradients(tmp_path / "once")
     for name in ("four", "again"):
         torch.testing.assert_close(gradients(tmp_path / name), once, rtol=1e-4, atol=1e-6 * float(once.abs().max()))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_latents_of_fixed_crops_are_encoded_once(place: Path, tmp_path: Path, monkeypatch, weight: float):
+    """And what is kept is what was encoded: a run that finds latents ends as one that makes them."""
+    repa = parse_recipe(TOLD, "x").repa.model_copy(update={"weight": weight})
+    first = run(place, tmp_path / "first", crops=2, steps=8, repa=repa)
+    (file,) = (tmp_path / "first" / "latents").iterdir()
+    assert first.stage.step == 8 and 0 < file.stat().st_size <= 2 * 11 * 2 * (4 * 4 * 4 + 1)
+    (tmp_path / "second" / "latents").mkdir(parents=True)
+    (tmp_path / "second" / "latents" / file.name).write_bytes(file.read_bytes())
+    again = Trainer(recipe(place, crops=2, steps=8, repa=repa), tmp_path / "second")
+    monkeypatch.setattr(again.codec, "encode", lambda pixels: pytest.fail("it is known"))
+    again.run()
+    assert_same(tmp_path / "first", tmp_path / "second")
+
+
+def test_latents_of_other_pictures_are_others(place: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (place / "data").iterdir():
+        (data / path.name).write_bytes(path.read_bytes())
+    sources = (DataSet(path=str(data)), DataSet(path=str(place / "texts.jsonl")))
+    for number in range(2):
+        Trainer(recipe(place, crops=1, data=sources, steps=number + 1), tmp_path / "run").run()
+        (data / "0.png").write_bytes((data / f"{number + 1}.png").read_bytes())
+    assert len([*(tmp_path / "run" / "latents").iterdir()]) == 2
 
 
 def test_the_last_checkpoints_are_kept(place: Path, tmp_path: Path):
