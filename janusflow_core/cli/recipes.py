@@ -94,16 +94,18 @@ class ByRecipe:
                 bar.set_postfix_str(f"{losses}, {rate:.1f} samples/s", refresh=False)
                 bar.update()
                 if recipe.samples.every and stage.step % recipe.samples.every == 0:
-                    self._sample(trainer, log)
+                    self._sample(trainer, log, first)
 
             yield on_step
 
-    def _sample(self, trainer: Trainer, log: Any) -> None:
+    def _sample(self, trainer: Trainer, log: Any, first: bool) -> None:
         from ..image import open_image
         from ..png import save_new
 
         pictures, answers = trainer.look(open_image)
         told: dict[str, Any] = {"step": trainer.stage.step}
+        if not first:
+            return
         if pictures:
             row, name = side_by_side(pictures), f"step_{trainer.stage.step:07d}"
             told |= {"prompts": trainer.recipe.samples.prompts, "picture": save_new(self.out, name, row, {}).name}

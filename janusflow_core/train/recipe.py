@@ -30,6 +30,8 @@ PARTS: dict[Trained, tuple[str, ...]] = {
         "vision_gen_dec_aligner_norm.",
     ),
 }
+# What may differ when a run goes on.
+FREE = {"start", "vae", "data", "steps", "at_once", "checkpointing", "shard", "workers", "save_every", "keep"}
 CAPTION = "Generate the caption of this picture."  # what pre-training asks of a captioned picture (paper, app. B)
 Count = Annotated[int, Field(ge=1)]
 
@@ -129,8 +131,8 @@ class Recipe(Strict):
     """Compute a layer's activations again on the way back instead of keeping them: slower, in much less memory."""
     shard: bool = False
     """Divide weights, gradients and momenta among the processes (FSDP2) instead of repeating them (DDP)."""
-    workers: int = Field(default=4, ge=0)
-    """Processes that prepare batches, for each that trains."""
+    workers: int = Field(default=-1, ge=-1)
+    """Processes that prepare batches, for each that trains; -1 takes four on a GPU, none on a CPU."""
     seed: int = Field(default=0, ge=0)
 
     save_every: Count = 1000
@@ -153,6 +155,12 @@ def parts_named(*parts: Trained) -> Callable[[str], bool]:
     """Whether a weight's name is one of these parts'."""
     beginnings = tuple(beginning for part in parts for beginning in PARTS[part])
     return lambda name: name.startswith(beginnings)
+
+
+def lasting(recipe: Recipe) -> dict[str, Any]:
+    """What must stay as it was when a run goes on; a cosine also needs its end."""
+    free = FREE - {"steps"} if recipe.schedule == "cosine" else FREE
+    return recipe.model_dump(mode="json", exclude={*free, "samples"}, exclude_defaults=True)
 
 
 def bundled_recipes() -> list[str]:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
@@ -37,16 +38,15 @@ from .objective import Objective
 from .optimizer import Optimizer, constant, cosine
 from .order import Mixture, Phase
 from .packing import Batch, Writer
-from .recipe import Recipe, parts_named
+from .recipe import Recipe, lasting, parts_named
 from .stream import Batches, Problem, Stream
 from .subject import Subject
 from .team import Team, compute_again, whole_weights
 from .terms import new_projector
 
 log = logging.getLogger(__name__)
+WORKERS = 4  # for each process on a GPU
 STATE, RECIPE, STEP = "state.safetensors", "recipe.json", re.compile(r"step_(\d{7,})")
-# What may differ when a run goes on.
-FREE = {"start", "vae", "data", "steps", "at_once", "checkpointing", "shard", "workers", "save_every", "keep"}
 
 
 def steps_in(out: Path) -> list[Path]:
@@ -75,6 +75,7 @@ class Trainer:
         layers = self.objective.model.language_model.model.layers
         self.module = self.team.joined(self.objective, layers, recipe.shard, self.bf16)
         self.stage = self._new_stage(last[0] / STATE if last else out / STATE)
+        self._saved = self.stage.step if last else -1
 
     # --- what is put together -----------------------------------------------------------------------------------
 
@@ -174,7 +175,7 @@ class Trainer:
             lambda progress, step: rate(progress, step, max(recipe.warmup, 1)),
             decay=recipe.average,
             accumulate=self.batches.accumulate,
-            about=json.dumps(recipe.model_dump(mode="json", exclude={*FREE, "samples"})),
+            about=json.dumps(lasting(recipe)),
             samples=recipe.at_once,
             remembers=False,
         )
@@ -194,7 +195,7 @@ class Trainer:
         self._note([])
         self.module.train()
         self.team.begin_log(self.recipe)
-        made = ahead(self.batches, count(self.stage.step * self.batches.accumulate), self.recipe.workers)
+        made = ahead(self.batches, count(self.stage.step * self.batches.accumulate), self._workers())
 
         def heard(progress: float, means: Mapping[str, float]) -> None:
             self.team.log(means, self.stage.step)
@@ -203,17 +204,26 @@ class Trainer:
             if on_step is not None:
                 on_step(progress, means)
 
-        fit(
-            self.stage,
-            Budget(steps=self.recipe.steps),
-            lambda number: self._terms(*next(made)),
-            self.save,
-            float("inf"),
-            heard,
-            lambda last: self.team.accumulating(self.module, last),
-            stopped,
-        )
-        self.team.end()
+        # Norms keep their weights in float32 under autocast, as they should.
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        try:
+            fit(
+                self.stage,
+                Budget(steps=self.recipe.steps),
+                lambda number: self._terms(*next(made)),
+                self.save,
+                float("inf"),
+                heard,
+                lambda last: self.team.accumulating(self.module, last),
+                stopped,
+            )
+        finally:
+            self.team.end()
+
+    def _workers(self) -> int:
+        """Processes that prepare batches: a GPU would wait for them, a CPU has better things to do."""
+        few = 0 if self.team.device.type == "cpu" else WORKERS
+        return few if self.recipe.workers < 0 else self.recipe.workers
 
     def _terms(self, batch: Batch, problems: list[Problem]) -> dict[str, Tensor]:
         self._note(problems)
@@ -248,10 +258,10 @@ class Trainer:
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it is there, and forget the oldest: all processes have to ask."""
-        path = self.out / f"step_{self.stage.step:07d}"
-        if path.exists():
+        """Write a checkpoint of this step, unless that is done, and forget the oldest: all processes have to ask."""
+        if self._saved == self.stage.step:
             return
+        self._saved, path = self.stage.step, self.out / f"step_{self.stage.step:07d}"
         weights = self._averaged()
         with appearing(path) if rank() == 0 else nullcontext(path) as partial:
             if rank() == 0:
@@ -276,9 +286,9 @@ class Trainer:
     # --- to look at ---------------------------------------------------------------------------------------------
 
     def look(self, opened: Callable[[str], Image.Image]) -> tuple[list[Image.Image], list[str]]:
-        """The recipe's prompts drawn and its pictures described, with the weights as they are: all have to ask.
+        """The recipe's prompts drawn and its pictures described, with the weights as they are.
 
-        Processes but the first get nothing.
+        All processes do so together, for layers that they share are put together at each call.
         """
         recipe, model = self.recipe, self.objective.model
         subject = Subject(
@@ -293,14 +303,13 @@ class Trainer:
         writer = self.batches.stream.writer
         drawn, said = [], []
         with whole_weights(self.module), torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
-            if rank() == 0 and recipe.samples.prompts:
+            if recipe.samples.prompts:
                 prompts = [writer.prompt_ids(text) for text in recipe.samples.prompts]
                 drawn = subject.draw(prompts, self.checkpoint.drawing, recipe.seed)
-            if rank() == 0 and recipe.samples.pictures:
+            if recipe.samples.pictures:
                 shown = [preprocess(opened(name), self.checkpoint.image) for name in recipe.samples.pictures]
                 rows, seen = [writer.question_ids(recipe.question)] * len(shown), torch.stack(shown)
                 said = subject.continued(subject.see(seen), rows)
-        wait_for_all()
         return drawn, said
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from janusflow_core.image import open_image
 from janusflow_core.model import JanusFlow
 from janusflow_core.pipeline import JanusFlowPipeline
-from janusflow_core.train.recipe import ALL, PARTS, DataSet, Recipe, Shown, parse_recipe, parts_named
+from janusflow_core.train.recipe import ALL, PARTS, DataSet, Recipe, Shown, lasting, parse_recipe, parts_named
 from janusflow_core.train.trainer import RECIPE, STATE, Trainer, steps_in
 
 pytest.importorskip("accelerate", reason="training by a recipe needs accelerate")
@@ -206,7 +206,7 @@ def test_a_killed_run_loses_at_most_the_steps_since_its_last_checkpoint(place: P
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert steps_in(tmp_path / "killed")
-    done = subprocess.run(words, env=ALONE, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=ALONE, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "killed" / "step_0000012"), done.stderr
     assert not [*(tmp_path / "killed").glob(".partial*")]
     straight = command(place / "killed.yaml", tmp_path / "straight")
@@ -221,14 +221,16 @@ def test_two_processes_find_the_gradients_of_one(place: Path, tmp_path: Path, sh
     run(place, tmp_path / "one", steps=1)
     name = f"two_{shard}.yaml"
     text = (place / "mine.yaml").read_text().replace("steps: 4", "steps: 1").replace("at_once: 4", "at_once: 2")
-    (place / name).write_text(f"{text}shard: {str(shard).lower()}\n")
+    shown = "samples: {every: 1, prompts: [a cat], pictures: [data/0.png]}"
+    (place / name).write_text(f"{text}shard: {str(shard).lower()}\n{shown}\n")
     launched = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     words = command(place / name, tmp_path / "two", *launched)
-    done = subprocess.run(words, env=ALONE, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=ALONE, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == str(tmp_path / "two" / "step_0000001"), done.stderr
     one, two = gradients(tmp_path / "one"), gradients(tmp_path / "two")
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6 * float(one.abs().max()))
-    assert len((tmp_path / "two" / "log.jsonl").read_text().splitlines()) == 1
+    step, look = (json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines())
+    assert step["step"] == look["step"] == 1 and Image.open(tmp_path / "two" / look["picture"]).size == (32, 32)
     assert run(place, tmp_path / "two", steps=2).stage.step == 2
 
 
@@ -265,6 +267,8 @@ def test_a_run_of_other_settings_is_refused(place: Path, tmp_path: Path):
         Trainer(recipe(place, learning_rate=0.5), tmp_path / "run")
     assert_sentence(str(raised.value))
     assert Trainer(recipe(place, steps=9, at_once=2, save_every=1), tmp_path / "run").stage.step == 1
+    assert "crops" not in lasting(recipe(place))  # so that a key that is new leaves old runs alone
+    assert "steps" not in lasting(recipe(place)) and "steps" in lasting(recipe(place, schedule="cosine"))
 
 
 def half(place: Path) -> str:
