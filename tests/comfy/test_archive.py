@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 WANTED = {
     "": {".py", ".md", ".toml", ""},
     "docs": {".md", ".png", ".jpg"},
-    "janusflow_core": {".py", ".safetensors", ".typed"},
+    "janusflow_core": {".py", ".safetensors", ".typed", ".yaml"},
     "locales": {".json"},
     "nodes": {".py"},
     "subgraphs": {".json"},
