@@ -69,7 +69,7 @@ def parse_json(text: str, where: str) -> dict[str, Any]:
 def validated(kind: type[AnyPart], values: Mapping[str, Any], source: str) -> AnyPart:
     """The values of a JSON file as a Part; raises ValueError with one sentence: key, source, found and expected."""
     try:
-        return kind.model_validate(_frozen(values))
+        return kind.model_validate(frozen(values))
     except RecursionError:
         raise ValueError(f"{source} is nested too deeply: correct the file") from None
     except ValidationError as wrong:
@@ -94,8 +94,8 @@ def short(value: object) -> str:
     return found if len(found) <= 100 else f"{found[:97]}..."
 
 
-def _frozen(value: Any) -> Any:
-    """Parsed JSON with its lists as tuples."""
+def frozen(value: Any) -> Any:
+    """Parsed JSON or YAML with its lists as tuples, its keys as texts."""
     if isinstance(value, Mapping):
-        return {key: _frozen(part) for key, part in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+        return {str(key): frozen(part) for key, part in value.items()}
+    return tuple(map(frozen, value)) if isinstance(value, list) else value

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from ..train.loop import Stage
 
 
 def one_line(text: str) -> str:
@@ -97,6 +101,31 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     for number, picture in enumerate(pictures):
         row.paste(picture, (number * width, 0))
     return row
+
+
+@contextmanager
+def steps_shown(
+    stage: Stage, steps: int, each: int, unit: str, log: Path, silent: bool = False
+) -> Iterator[tuple[Callable[[Mapping[str, float]], None], Callable[[str], None]]]:
+    """A bar with loss, speed and time left, and a line of `log` a step, unless it is `silent`.
+
+    Yields what to tell the mean terms of each step, of `each` many units, and what writes a further line.
+    """
+    from tqdm import tqdm
+
+    titles = {"desc": "training", "unit": "step", "total": steps, "initial": stage.step}
+    written = Path(os.devnull) if silent else log
+    with tqdm(**titles, disable=silent or None) as bar, written.open("a", encoding="utf-8") as file:
+
+        def tell(means: Mapping[str, float]) -> None:
+            told = {name: round(mean, 5) for name, mean in means.items()}
+            print(json.dumps({"step": stage.step, "seconds": round(stage.seconds, 2), **told}), file=file)
+            losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+            rate = (bar.format_dict["rate"] or 0.0) * each
+            bar.set_postfix_str(f"{losses}, {rate:.1f} {unit}/s", refresh=False)
+            bar.update()
+
+        yield tell, partial(print, file=file, flush=True)
 
 
 @contextmanager

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import between_steps, make_folder, one_line, side_by_side
+from .options import between_steps, make_folder, one_line, side_by_side, steps_shown
 
 if TYPE_CHECKING:
     from ..train.loop import OnStep
@@ -55,7 +54,7 @@ class ByRecipe:
         make_folder(self.out)
         first = rank() == 0
         try:
-            with between_steps() as stopped, self._shown(trainer) as on_step:
+            with between_steps() as stopped, self._shown(trainer, first) as on_step:
                 trainer.run(on_step, stopped)
         except Diverged as error:
             raise ValueError(f"{error} in {self.out}: lower learning_rate, or look at the data") from error
@@ -75,41 +74,30 @@ class ByRecipe:
         return recipe.model_copy(update={**said, **({} if self.seed is None else {"seed": self.seed})})
 
     @contextmanager
-    def _shown(self, trainer: Trainer) -> Iterator[OnStep]:
-        """A bar with loss, speed and time left, a line of log a step, samples beside it: the first process's."""
-        from tqdm import tqdm
-
-        from ..train.machine import rank
-
-        stage, recipe, first = trainer.stage, trainer.recipe, rank() == 0
-        titles = {"desc": "training", "unit": "step", "total": recipe.steps, "initial": stage.step}
-        written = self.out / "log.jsonl" if first else Path(os.devnull)
-        with tqdm(**titles, disable=None if first else True) as bar, written.open("a", encoding="utf-8") as log:
+    def _shown(self, trainer: Trainer, first: bool) -> Iterator[OnStep]:
+        """What hears of every step: a bar, the log, and samples, all of the first process."""
+        stage, recipe, log = trainer.stage, trainer.recipe, self.out / "log.jsonl"
+        with steps_shown(stage, recipe.steps, recipe.batch, "samples", log, silent=not first) as (tell, write):
 
             def on_step(part: float, means: Mapping[str, float]) -> None:
-                told: dict[str, Any] = {name: round(mean, 5) for name, mean in means.items()}
-                print(json.dumps({"step": stage.step, "seconds": round(stage.seconds, 2), **told}), file=log)
-                losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-                rate = (bar.format_dict["rate"] or 0.0) * recipe.batch
-                bar.set_postfix_str(f"{losses}, {rate:.1f} samples/s", refresh=False)
-                bar.update()
+                tell(means)
                 if recipe.samples.every and stage.step % recipe.samples.every == 0:
-                    self._sample(trainer, log, first)
+                    self._sample(trainer, write, first)
 
             yield on_step
 
-    def _sample(self, trainer: Trainer, log: Any, first: bool) -> None:
+    def _sample(self, trainer: Trainer, write: Callable[[str], None], first: bool) -> None:
         from ..image import open_image
         from ..png import save_new
 
         pictures, answers = trainer.look(open_image)
-        told: dict[str, Any] = {"step": trainer.stage.step}
         if not first:
             return
+        told: dict[str, Any] = {"step": trainer.stage.step}
         if pictures:
             row, name = side_by_side(pictures), f"step_{trainer.stage.step:07d}"
             told |= {"prompts": trainer.recipe.samples.prompts, "picture": save_new(self.out, name, row, {}).name}
         if answers:
             told |= {"pictures": trainer.recipe.samples.pictures, "answers": answers}
         if len(told) > 1:
-            print(json.dumps(told, ensure_ascii=False), file=log, flush=True)
+            write(json.dumps(told, ensure_ascii=False))

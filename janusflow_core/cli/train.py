@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ import tyro
 
 from ..train.options import FineTuneOptions
 from .loading import LoadOptions, dtype_name, torch_dtype
-from .options import between_steps, make_folder, one_line, progress, side_by_side
+from .options import between_steps, make_folder, one_line, progress, side_by_side, steps_shown
 from .recipes import ByRecipe
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..pipeline import JanusFlowPipeline
     from ..train.finetune import FineTune
+    from ..train.loop import OnStep
     from ..train.subject import Subject
 
 SHOWN = 4  # texts that are drawn as samples
@@ -100,8 +101,8 @@ class Lora(LoadOptions):
         tuning = FineTune(subject, examples, self.settings, base, self._state, dreams)
         tuning.stage.memory[DTYPE] = dtype_name(pipe.dtype)
         try:
-            with between_steps() as stopped, self._shown(tuning, pipe, stopped) as on_step:
-                tuning.run(on_step)
+            with between_steps() as stopped, self._shown(tuning, pipe) as on_step:
+                tuning.run(on_step, stopped=stopped)
         except Diverged as error:
             raise ValueError(f"{error} in {self.out}: lower --learning-rate, or look at the pictures") from error
         except BaseException:
@@ -150,27 +151,16 @@ class Lora(LoadOptions):
         return memory.get(DTYPE) or ("bf16" if trains_in_bf16(device) else "fp32")
 
     @contextmanager
-    def _shown(
-        self, tuning: FineTune, pipe: JanusFlowPipeline, stopped: Callable[[], bool]
-    ) -> Iterator[Callable[[float, Mapping[str, float]], None]]:
-        """A bar with loss, speed and time left, a line of log a step, samples; stops once it is `stopped`."""
-        from tqdm import tqdm
-
-        stage, settings = tuning.stage, self.settings
-        titles = {"desc": "training", "unit": "step", "total": settings.steps, "initial": stage.step}
-        with tqdm(**titles, disable=None) as bar, (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
+    def _shown(self, tuning: FineTune, pipe: JanusFlowPipeline) -> Iterator[OnStep]:
+        """What hears of every step: a bar, the log, and samples."""
+        settings, log = self.settings, self._folder / "log.jsonl"
+        at_once = settings.batch * settings.accumulate
+        with steps_shown(tuning.stage, settings.steps, at_once, "pictures", log) as (tell, write):
 
             def on_step(part: float, means: Mapping[str, float]) -> None:
-                told = {name: round(mean, 5) for name, mean in means.items()}
-                print(json.dumps({"step": stage.step, "seconds": round(stage.seconds, 2), **told}), file=log)
-                rate = (bar.format_dict["rate"] or 0.0) * settings.batch * settings.accumulate
-                losses = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-                bar.set_postfix_str(f"{losses}, {rate:.1f} pictures/s", refresh=False)
-                bar.update()
-                if self.sample_every and stage.step % self.sample_every == 0:
-                    print(json.dumps(self._sample(tuning, pipe), ensure_ascii=False), file=log, flush=True)
-                if stopped():
-                    raise KeyboardInterrupt
+                tell(means)
+                if self.sample_every and tuning.stage.step % self.sample_every == 0:
+                    write(json.dumps(self._sample(tuning, pipe), ensure_ascii=False))
 
             yield on_step
 

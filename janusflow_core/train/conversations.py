@@ -19,6 +19,7 @@ from ..tokenizer import ASSISTANT, USER, JanusTokenizer, Message
 from .losses import IGNORE
 
 T = TypeVar("T")
+Held = TypeVar("Held", bound=Any)
 _made: WeakKeyDictionary[JanusTokenizer, dict[Hashable, Any]] = WeakKeyDictionary()
 
 
@@ -47,8 +48,13 @@ class Packed:
 
     def to(self, device: torch.device) -> Packed:
         """The same on another device."""
-        held = vars(self).items()
-        return replace(self, **{name: value.to(device) for name, value in held if isinstance(value, Tensor)})
+        return moved(self, device)
+
+
+def moved(held: Held, device: torch.device) -> Held:
+    """A dataclass with its tensors on another device."""
+    tensors = {name: part for name, part in vars(held).items() if isinstance(part, Tensor)}
+    return replace(held, **{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
 
 
 def remembered(make: Callable[..., T], tokenizer: JanusTokenizer, *told: Hashable) -> T:

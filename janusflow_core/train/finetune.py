@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +163,10 @@ class FineTune:
             torch.manual_seed(self.options.seed)
             return new_projector(self.subject.flow.config, self.options.repa_projector).to(self.device)
 
-    def run(self, on_step: OnStep | None = None, every: float = 60.0) -> None:
-        """Train what is left of the steps; `on_step` may raise to stop. Raises Diverged as `fit` does."""
+    def run(
+        self, on_step: OnStep | None = None, every: float = 60.0, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Train what is left of the steps; `on_step` may raise to stop. Raises as `fit` does."""
         budget = Budget(steps=self.options.steps)
         subject = self.subject
         parts = Terms(
@@ -177,7 +179,14 @@ class FineTune:
             dtype=subject.dtype,
         )
         with self.adapters, parts as terms:
-            fit(self.stage, budget, lambda number: self._terms(terms, number), every=every, on_step=on_step)
+            fit(
+                self.stage,
+                budget,
+                lambda number: self._terms(terms, number),
+                every=every,
+                on_step=on_step,
+                stopped=stopped,
+            )
 
     def result(self) -> dict[str, Adapter]:
         """The LoRA as it is now, by the names of the weights that it changes."""

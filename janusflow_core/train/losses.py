@@ -27,6 +27,13 @@ def autoregressive_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return _mean(loss, labels != IGNORE)
 
 
+def packed_autoregressive_loss(logits: Tensor, labels: Tensor, owners: Tensor, samples: int) -> Tensor:
+    """The same (S,) for each of so many samples of the response tokens (K,) that they own, with `logits` (K, V)."""
+    costs = F.cross_entropy(_precise(logits), labels, reduction="none")  # (K,)
+    sums = costs.new_zeros(samples).index_add(0, owners, costs)
+    return sums / torch.bincount(owners, minlength=samples).clamp(min=1)
+
+
 def _mean(costs: Tensor, answers: Tensor) -> Tensor:
     """The mean (B,) of costs (B, T), 0 outside the `answers` (B, T), over these."""
     return costs.sum(dim=1) / answers.sum(dim=1).clamp(min=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -119,6 +120,11 @@ class Machine:
     def recorded(self, function: Function) -> Function:
         """`compiled` for what a CPU does as fast by itself, where a GPU would wait for each of many orders."""
         return function if self.device.type == "cpu" else self.compiled(function)
+
+
+def quiet_norms() -> None:
+    """Say nothing of norms that keep their weights in float32 under autocast, as they should."""
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
 
 
 def training_attention(device: torch.device) -> Attention:

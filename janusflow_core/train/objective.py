@@ -6,7 +6,6 @@ R rows, T tokens, G pictures to draw, N tokens and W features of a picture, D hi
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import sampling
@@ -14,7 +13,7 @@ from ..attention import apart
 from ..image import ImageConfig
 from ..llama import hidden_after
 from ..model import JanusFlow
-from .losses import IGNORE, flow_loss, repa_loss
+from .losses import IGNORE, flow_loss, packed_autoregressive_loss, repa_loss
 from .packing import DRAWN, SEEN, Batch
 
 
@@ -78,12 +77,8 @@ class Objective(nn.Module):
     def _said(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
         """The mean cost of each sample's answer (paper, eq. 6); only what has a label needs logits."""
         said = batch.labels != IGNORE
-        logits = self.model.logits(hidden[said])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        costs = F.cross_entropy(logits, batch.labels[said], reduction="none")  # (tokens,)
-        owners, counts = batch.owners[said], len(batch.tasks)
-        sums = costs.new_zeros(counts).index_add(0, owners, costs)
-        means = sums / torch.bincount(owners, minlength=counts).clamp(min=1)
+        logits, samples = self.model.logits(hidden[said]), len(batch.tasks)
+        means = packed_autoregressive_loss(logits, batch.labels[said], batch.owners[said], samples)
         told = {"answer": "understanding", "text": "text"}
         return {name: means[[n for n, own in enumerate(batch.tasks) if own == task]] for name, task in told.items()}
 

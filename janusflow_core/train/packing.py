@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import sampling
 from ..image import ImageConfig, resize_and_pad
 from ..tokenizer import JanusTokenizer
-from .conversations import exchange, padded
+from .conversations import exchange, moved, padded
 from .data import LeftOut, Sample, Task
 from .examples import check_size
 from .latents import Latents
@@ -77,8 +77,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        held: dict[str, Any] = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
-        return replace(self, **{name: part.to(device, non_blocking=True) for name, part in held.items()})
+        return moved(self, device)
 
 
 @dataclass(frozen=True)

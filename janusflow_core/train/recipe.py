@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..values import Part, expected, printable, read_text, short, shown
+from ..values import Part, expected, frozen, printable, read_text, short, shown
 from .options import Projector
 from .order import Task
 
@@ -31,7 +31,8 @@ PARTS: dict[Trained, tuple[str, ...]] = {
     ),
 }
 # What may differ when a run goes on.
-FREE = {"start", "vae", "data", "steps", "at_once", "checkpointing", "shard", "workers", "save_every", "keep"}
+PLACES, MEANS = {"start", "vae", "data"}, {"at_once", "checkpointing", "shard", "workers"}
+FREE = PLACES | MEANS | {"steps", "save_every", "keep", "samples"}
 CAPTION = "Generate the caption of this picture."  # what pre-training asks of a captioned picture (paper, app. B)
 Count = Annotated[int, Field(ge=1)]
 
@@ -160,7 +161,7 @@ def parts_named(*parts: Trained) -> Callable[[str], bool]:
 def lasting(recipe: Recipe) -> dict[str, Any]:
     """What must stay as it was when a run goes on; a cosine also needs its end."""
     free = FREE - {"steps"} if recipe.schedule == "cosine" else FREE
-    return recipe.model_dump(mode="json", exclude={*free, "samples"}, exclude_defaults=True)
+    return recipe.model_dump(mode="json", exclude=free, exclude_defaults=True)
 
 
 def bundled_recipes() -> list[str]:
@@ -195,7 +196,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
     """The recipe in a YAML text; raises ValueError with one sentence that says `where` it stood."""
     values = _parsed(text, where)
     try:
-        return Recipe.model_validate(_frozen(values))
+        return Recipe.model_validate(frozen(values))
     except ValidationError as wrong:
         first = min(wrong.errors(), key=lambda error: error["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
@@ -229,13 +230,6 @@ def _parsed(text: str, where: str) -> Mapping[Any, Any]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} holds no keys and values: see docs/training.md")
     return values
-
-
-def _frozen(value: Any) -> Any:
-    """Parsed YAML with its lists as tuples, and whole numbers as they are."""
-    if isinstance(value, Mapping):
-        return {str(key): _frozen(part) for key, part in value.items()}
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _keys(kind: type[BaseModel]) -> Iterator[str]:

@@ -65,10 +65,8 @@ def shared(module: nn.Module, layers: Iterable[nn.Module], bf16: bool) -> nn.Mod
     """The module with its weights divided among the processes, those that are frozen as well."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    if bf16:
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    else:
-        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    types = (torch.bfloat16, torch.float32) if bf16 else (None, None)  # of weights, of gradients on their way
+    policy = MixedPrecisionPolicy(*types, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mp_policy=policy)
     fully_shard(module, mp_policy=policy)

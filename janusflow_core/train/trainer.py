@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
@@ -33,7 +32,7 @@ from .ahead import ahead
 from .data import Problems, Source, open_data
 from .latents import Latents, fingerprint
 from .loop import Budget, OnStep, Stage, fit
-from .machine import gathered, rank, training_attention, trains_in_bf16, wait_for_all, world
+from .machine import Machine, gathered, quiet_norms, rank, training_attention, trains_in_bf16, wait_for_all, world
 from .objective import Objective
 from .optimizer import Optimizer, constant, cosine
 from .order import Mixture, Phase
@@ -69,11 +68,11 @@ class Trainer:
         self.checkpoint = open_checkpoint(_wanted(recipe.start, "start", "a checkpoint"))
         self.tokenizer = self._tokenizer()
         self.codec = self._codec()
-        self.bf16 = self._computes_in_bf16(last[0] if last else None)
+        self.batches = self._new_batches()  # before gigabytes are read for data that cannot be
+        self.machine = Machine(self.team.device, self._computes_in_bf16(last[0] if last else None), compiles=False)
         self.objective = self._new_objective()
-        self.batches = self._new_batches()
         layers = self.objective.model.language_model.model.layers
-        self.module = self.team.joined(self.objective, layers, recipe.shard, self.bf16)
+        self.module = self.team.joined(self.objective, layers, recipe.shard, self.machine.bf16)
         self.stage = self._new_stage(last[0] / STATE if last else out / STATE)
         self._saved = self.stage.step if last else -1
 
@@ -108,7 +107,7 @@ class Trainer:
         learns = parts_named(*recipe.train)
         for name, weight in model.named_parameters():
             weight.requires_grad_(learns(name))
-            if self.bf16 and not learns(name):
+            if self.machine.bf16 and not learns(name):
                 weight.data = weight.data.bfloat16()
         depth = config.language.num_hidden_layers
         layer = recipe.repa.layer or max(1, round(depth / 4))
@@ -204,8 +203,7 @@ class Trainer:
             if on_step is not None:
                 on_step(progress, means)
 
-        # Norms keep their weights in float32 under autocast, as they should.
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        quiet_norms()
         try:
             fit(
                 self.stage,
@@ -229,7 +227,7 @@ class Trainer:
         self._note(problems)
         batch = batch.to(self.team.device)
         latents = self._latents(batch)
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
+        with self.machine.autocast():
             return self.module(batch, latents)
 
     def _latents(self, batch: Batch) -> Tensor:
@@ -269,7 +267,7 @@ class Trainer:
                 told = self.checkpoint
                 parts = describe_files(told.config, self.tokenizer, told.image, told.drawing)
                 fill_folder(partial, weights, parts, self.tokenizer.json, self.codec.autoencoder)
-                write_json(partial / RECIPE, {**self.recipe.model_dump(mode="json"), "bf16": self.bf16})
+                write_json(partial / RECIPE, {**self.recipe.model_dump(mode="json"), "bf16": self.machine.bf16})
             self.stage.save(partial / STATE)
         if rank() == 0:
             for old in steps_in(self.out)[: -self.recipe.keep]:
@@ -302,7 +300,7 @@ class Trainer:
         )
         writer = self.batches.stream.writer
         drawn, said = [], []
-        with whole_weights(self.module), torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.bf16):
+        with whole_weights(self.module), self.machine.autocast():
             if recipe.samples.prompts:
                 prompts = [writer.prompt_ids(text) for text in recipe.samples.prompts]
                 drawn = subject.draw(prompts, self.checkpoint.drawing, recipe.seed)

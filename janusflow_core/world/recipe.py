@@ -14,7 +14,6 @@ import logging
 import os
 import random
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -39,7 +38,7 @@ from ..model import JanusFlow
 from ..tokenizer import DEFAULT_SPECIAL, PAD_TOKEN, SYSTEM_PROMPT, JanusTokenizer, ProcessorConfig
 from ..train.ahead import ahead
 from ..train.loop import Budget, Stage, fit, streams
-from ..train.machine import Machine, rank, training_attention, wait_for_all, world
+from ..train.machine import Machine, quiet_norms, rank, training_attention, wait_for_all, world
 from ..train.optimizer import Optimizer, is_hidden, schedule
 from ..train.terms import Terms, new_projector
 from . import talk
@@ -268,8 +267,7 @@ def _process(number: int, processes: int, meeting: str, *settings: Any) -> None:
 
 
 def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes: bool, rate: float | None) -> None:
-    # Norms keep their weights in float32 under autocast, as they should.
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+    quiet_norms()
     device, folder = best_device(), result.parent
     means = CPU if device.type == "cpu" else GPU
     machine = Machine.measured(device, minutes >= means.compiling_pays)
