@@ -5,7 +5,7 @@ import torch
 from golden import recipe
 from torch.autograd import gradcheck
 
-from janusflow_core.train.losses import IGNORE, autoregressive_loss, flow_loss, repa_loss
+from janusflow_core.train.losses import IGNORE, autoregressive_loss, flow_loss, packed_autoregressive_loss, repa_loss
 
 LABELS = torch.tensor([[2, IGNORE, 0, 4], [IGNORE, IGNORE, 1, IGNORE], [IGNORE] * 4])
 
@@ -25,6 +25,14 @@ def test_autoregressive_loss_is_the_mean_surprise_of_each_response():
         ]
         assert loss == pytest.approx(sum(surprise) / max(len(surprise), 1), abs=1e-6)
     assert found[2] == 0
+
+
+def test_packed_answers_cost_what_they_cost_in_rows_of_their_own():
+    """Answers of three tokens, of one, and of none."""
+    logits, said = recipe("logits", (3, 4, 5), 0), LABELS != IGNORE
+    owners = torch.arange(3)[:, None].expand(3, 4)[said]
+    found = packed_autoregressive_loss(logits[said], LABELS[said], owners, 3)
+    torch.testing.assert_close(found, autoregressive_loss(logits, LABELS))
 
 
 def test_autoregressive_loss_of_certainty_and_of_ignorance():
