@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..janusflow_core.bulk import CaptionRun, caption_pictures
+from ..janusflow_core.bulk.folder import CaptionRun, caption_pictures
 from ..janusflow_core.captions import CaptionOptions, Report
 from ..janusflow_core.decoding import AT_MOST
 from ..janusflow_core.image import open_as_seen, pixels

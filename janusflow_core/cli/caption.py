@@ -15,7 +15,8 @@ from .loading import LoadOptions
 from .options import one_line
 
 if TYPE_CHECKING:
-    from ..bulk import CaptionRun, Share
+    from ..bulk.folder import CaptionRun
+    from ..bulk.journal import Share
     from ..image import Picture
     from ..pipeline import JanusFlowPipeline
 
@@ -57,7 +58,8 @@ class Caption(LoadOptions):
         """Caption; the status is 1 if a picture got none, else 0."""
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"got --batch {self.batch}, expected at least 1")
-        from ..bulk import CaptionRun, Share
+        from ..bulk.folder import CaptionRun
+        from ..bulk.journal import Share
         from ..captions import CaptionOptions
 
         share, options = Share.from_environment(), CaptionOptions(
@@ -92,7 +94,7 @@ class Caption(LoadOptions):
     def _caption(self, run: CaptionRun, share: Share) -> None:
         from tqdm import tqdm
 
-        from ..bulk import caption_pictures
+        from ..bulk.folder import caption_pictures
         from ..image import open_as_seen
 
         pipe = self._load(share)

@@ -10,7 +10,7 @@ import pytest
 from graphs import Graph, tiny
 from PIL import Image
 
-from janusflow_core.bulk import ROOM
+from janusflow_core.bulk.folder import ROOM
 from janusflow_core.captions import PRESETS, read_table
 
 THINGS = [("red", "circle"), ("blue", "square"), ("green", "star"), ("orange", "heart"), ("cyan", "triangle")]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "janusflow_core"
 # The inference library lies flat; a wing is a folder of what merely drives it. From the top down: an import goes to
 # a lower floor, or stays on its own without a cycle.
-WINGS = {"bench", "cli", "host", "train", "world"}
+WINGS = {"bench", "bulk", "cli", "host", "train", "world"}
 FLOORS = [
     {"cli"},
     {"bench", "host", "world"},

@@ -11,7 +11,7 @@ import golden
 import pytest
 from PIL import Image
 
-from janusflow_core.bulk import ROOM
+from janusflow_core.bulk.folder import ROOM
 from janusflow_core.captions import PRESETS, read_table
 from janusflow_core.cli import main
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from janusflow_core.bulk import ROOM, CaptionRun, Share, caption_pictures, halving
+from janusflow_core.bulk.batches import halving
+from janusflow_core.bulk.folder import ROOM, CaptionRun, caption_pictures
+from janusflow_core.bulk.journal import DONE, Share
 from janusflow_core.captions import CaptionOptions, Report, read_table
 from janusflow_core.image import open_image
 
@@ -133,16 +135,15 @@ def test_a_caption_that_nobody_can_read_is_not_lost(folder: Path):
 def test_a_batch_that_does_not_fit_is_halved():
     sizes = []
 
-    def tight(pictures, seeds):
-        sizes.append(len(pictures))
-        if len(pictures) > 2:
+    def tight(seeds):
+        sizes.append(len(seeds))
+        if len(seeds) > 2:
             raise torch.OutOfMemoryError
         return [str(seed) for seed in seeds]
 
-    pictures = [Image.new("RGB", (1, 1))] * 7
-    assert halving(tight, pictures, range(7)) == [*"0123456"] and max(sizes[2:]) < 7
+    assert halving(tight, range(7)) == [*"0123456"] and max(sizes[2:]) < 7
     with pytest.raises(torch.OutOfMemoryError):
-        halving(lambda p, s: tight(p * 3, s), pictures[:1], [0])
+        halving(lambda seeds: tight([*seeds] * 3), [0])
 
 
 @pytest.mark.parametrize("wrong", ["nowhere", "empty", "table.txt"])
@@ -196,9 +197,9 @@ def test_a_run_that_died_between_note_and_file_puts_the_file_in_place(folder: Pa
     """Whichever of its processes it was, and however many go on."""
     (folder / "a.txt").write_text("mine", encoding="utf-8")
     run = CaptionRun(folder, CaptionOptions(exists="append"), {"question": "?"}, share=Share(rank, 3))
-    run._note("a.png", "text", "mine, and more")
+    run.journal.note("a.png", DONE, "mine, and more")
     with (folder / ROOM / f"{rank}.jsonl").open("a") as journal:
-        journal.write('{"file_name": "b.jpg", "te')  # cut short
+        journal.write('{"item": "b.jpg", "do')  # cut short
     assert caption(folder, exists="append") == Report(5)
     assert texts(folder) == {**EXPECTED, "a.txt": "mine, and more"}
 
