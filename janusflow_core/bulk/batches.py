@@ -11,7 +11,8 @@ import torch
 
 from ..image import Picture
 
-Work, Got = TypeVar("Work"), TypeVar("Got")
+Work = TypeVar("Work")
+Got = TypeVar("Got")
 READERS = 4  # threads: Pillow and the disk let others run
 
 

@@ -271,8 +271,15 @@ class Tars:
         self.tasks = np.array(tasks)
 
     def _serving(self, number: int) -> int:
-        pictured = bool(self._place(number, "picture")[2])
-        return serving(lambda: self._row(number), lambda row: pictured, self.name(number), self.problems)
+        return serving(lambda: self.row(number), lambda row: self.pictured(number), self.name(number), self.problems)
+
+    def tar(self, row: int) -> Path:
+        """The file that a row lies in."""
+        return self.files[self._place(row, "picture")[0]]
+
+    def pictured(self, row: int) -> bool:
+        """Whether a row has a picture."""
+        return bool(self._place(row, "picture")[2])
 
     def _place(self, row: int, part: str) -> tuple[int, int, int]:
         """Tar, first byte and length."""
@@ -285,17 +292,19 @@ class Tars:
             file.seek(start)
             return file.read(length)
 
-    def _row(self, row: int) -> Row:
+    def row(self, row: int) -> Row:
+        """What a row says; raises ValueError with one sentence."""
         return row_of(self._bytes(row, "table") or "{}", self._bytes(row, "text"))
 
     def name(self, row: int) -> str:
-        return f"{printable(self.keys[row])} of {printable(self.files[self._place(row, 'picture')[0]].name)}"
+        return f"{printable(self.keys[row])} of {printable(self.tar(row).name)}"
 
     def sample(self, row: int, task: Task) -> Sample:
-        picture = partial(self._picture, row) if self._place(row, "picture")[2] else None
-        return self._row(row).sample(self.name(row), task, picture)
+        picture = partial(self.picture, row) if self.pictured(row) else None
+        return self.row(row).sample(self.name(row), task, picture)
 
-    def _picture(self, row: int) -> Image.Image:
+    def picture(self, row: int) -> Image.Image:
+        """A row's picture, opened."""
         return open_image(BytesIO(self._bytes(row, "picture")), self.name(row))
 
 
