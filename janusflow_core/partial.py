@@ -25,6 +25,17 @@ def appearing(path: Path) -> Iterator[Path]:
         os.replace(inside / "new", path)
 
 
+def appear(whole: Path, path: Path) -> None:
+    """Give a file a name that nobody has, in one step; raises FileExistsError where somebody has it."""
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links: for a moment the name is there and the content is not
+        path.touch(exist_ok=False)
+        os.replace(whole, path)
+
+
 @contextmanager
 def room(folder: Path) -> Iterator[Path]:
     """A new folder of a name that nobody uses, inside `folder`, gone at the end with all that is still in it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +10,22 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .partial import room
+from .partial import appear, room
 
 
 def save_new(folder: Path, stem: str, picture: Image.Image, text: Mapping[str, str]) -> Path:
     """Write a picture and its text chunks as `stem`_<first free number>.png; returns the path."""
-    info = PngInfo()
-    for name, value in text.items():
-        info.add_text(name, value)
     with room(folder) as inside:
-        picture.save(inside / "new", format="PNG", pnginfo=info)
+        picture.save(inside / "new", format="PNG", pnginfo=info(text))
         return _place(inside / "new", folder, stem)
+
+
+def info(text: Mapping[str, str]) -> PngInfo:
+    """Text chunks as Pillow takes them."""
+    chunks = PngInfo()
+    for name, value in text.items():
+        chunks.add_text(name, value)
+    return chunks
 
 
 def copy_new(folder: Path, stem: str, source: Path) -> Path:
@@ -35,19 +39,8 @@ def _place(whole: Path, folder: Path, stem: str) -> Path:
     for number in itertools.count():
         path = folder / f"{stem}_{number}.png"
         try:
-            _appear(whole, path)
+            appear(whole, path)
         except FileExistsError:  # another process was faster: the next number
             continue
         return path
     raise AssertionError("unreachable")
-
-
-def _appear(whole: Path, path: Path) -> None:
-    """Give a file a name that nobody has, in one step; raises FileExistsError where somebody has it."""
-    try:
-        os.link(whole, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without links: for a moment the name is there and the picture is not
-        path.touch(exist_ok=False)
-        os.replace(whole, path)

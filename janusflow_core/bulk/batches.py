@@ -9,22 +9,24 @@ from typing import TypeVar
 
 import torch
 
-from ..image import Picture
-
 Work = TypeVar("Work")
+Found = TypeVar("Found")
 Got = TypeVar("Got")
 READERS = 4  # threads: Pillow and the disk let others run
 
 
 def opened(
-    work: Iterable[Sequence[Work]], open_picture: Callable[[Work], Picture]
-) -> Iterator[list[tuple[Work, Picture | Exception]]]:
-    """Batches with their pictures, or with what Pillow says of them; while one is worked on, the next is opened."""
+    work: Iterable[Sequence[Work]], prepare: Callable[[Work], Found]
+) -> Iterator[list[tuple[Work, Found | Exception]]]:
+    """Batches with what is prepared of each (its picture opened), or what is wrong with it (OSError, ValueError).
+
+    While one is worked on, the next is prepared.
+    """
     left = iter(work)
     with ThreadPoolExecutor(READERS, "pictures") as pool:
 
-        def begin() -> list[tuple[Work, Future[Picture]]]:
-            return [(one, pool.submit(open_picture, one)) for batch in islice(left, 1) for one in batch]
+        def begin() -> list[tuple[Work, Future[Found]]]:
+            return [(one, pool.submit(prepare, one)) for batch in islice(left, 1) for one in batch]
 
         coming = begin()
         while coming:
@@ -48,7 +50,7 @@ def chunks(work: Sequence[Work], size: int) -> Iterator[Sequence[Work]]:
     return (work[first : first + size] for first in range(0, len(work), size))
 
 
-def _outcome(future: Future[Picture]) -> Picture | Exception:
+def _outcome(future: Future[Found]) -> Found | Exception:
     try:
         return future.result()
     except (OSError, ValueError) as error:

@@ -75,6 +75,7 @@ def parse(argv: Sequence[str]) -> Any:
 def commands() -> dict[str, type]:
     """Name -> class of every command; their files need tyro."""
     from .bench import Bench
+    from .bulk import Bulk
     from .caption import Caption
     from .convert import Convert
     from .demo import Demo
@@ -90,6 +91,7 @@ def commands() -> dict[str, type]:
         "sweep": Sweep,
         "describe": Describe,
         "caption": Caption,
+        "bulk": Bulk,
         "convert": Convert,
         "download": Download,
         "doctor": Doctor,

@@ -120,10 +120,7 @@ class Caption(LoadOptions):
             caption_pictures(run, partial(open_as_seen, config=pipe.image_config), describe, at_once, self.seed, show)
 
     def _load(self, share: Share) -> JanusFlowPipeline:
-        from ..device import best_device
         from ..pipeline import JanusFlowPipeline
 
-        with self.loading() as place:
-            if self.device is None and share.world > 1 and best_device().type == "cuda":
-                place["device"] = f"cuda:{share.local}"
+        with self.at(share).loading() as place:
             return JanusFlowPipeline.from_pretrained(self.model, **place)

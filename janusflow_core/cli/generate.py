@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ..config import Solver
 from ..sheet import Axis, sheet, yes_or_no
 from ..wildcards import expand, read_prompts
-from .loading import LoadOptions, dtype_name, lora_is_there
+from .drawing import DRAWING, DrawOptions
+from .loading import LoadOptions, lora_is_there
 from .options import make_folder, progress
 from .origin import SWEEP_KEY, Origin
 
@@ -27,17 +27,7 @@ if TYPE_CHECKING:
 
 # What the pipeline takes by the same name, and what it is where neither the user nor --like says anything.
 SETTINGS: dict[str, Any] = {
-    "negative_prompt": None,
-    "width": None,
-    "height": None,
-    "steps": None,
-    "guidance": None,
-    "guidance_start": 0.0,
-    "guidance_end": 1.0,
-    "guidance_rescale": 0.0,
-    "cfg_zero_star": False,
-    "solver": None,
-    "shift": 1.0,
+    **DRAWING,
     "variation_strength": 0.0,
     "strength": 1.0,
     "differential": False,
@@ -67,7 +57,7 @@ KINDS: dict[str, Callable[[str], Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate(LoadOptions):
+class Generate(DrawOptions):
     """Draw pictures of prompts; prints the path of each PNG, which remembers how it was made."""
 
     prompt: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT...", help_behavior_hint="(required)")]
@@ -79,8 +69,6 @@ class Generate(LoadOptions):
     """A folder of lists: with color.txt in it, __color__ in a prompt is one of its lines for each picture."""
     like: Path | None = None
     """A picture that this command drew: it is drawn again, with whatever is said besides changed."""
-    negative_prompt: str | None = None
-    """What to stay away from."""
     out: Path = Path(".")
     """Folder for the pictures, janusflow_<its own seed>_<number>.png; nothing in it is overwritten."""
     num_images: int | None = None
@@ -90,28 +78,6 @@ class Generate(LoadOptions):
     0 to 1, is printed behind its path."""
     batch_size: int = 16
     """So many pictures are drawn at once; memory grows with it, the pictures stay the same."""
-    width: int | None = None
-    """In pixels, a multiple of 16; the size the model was trained at by default."""
-    height: int | None = None
-    """In pixels, a multiple of 16; the size the model was trained at by default."""
-    steps: int | None = None
-    """Steps from noise to picture; what suits the model by default, 30 for the official one."""
-    guidance: float | None = None
-    """How much the prompt outweighs the negative prompt, 1 is none; what suits the model by default, 2 for the official
-    one."""
-    guidance_start: float | None = None
-    """From when on there is guidance, between 0, noise and the default, and 1, the picture."""
-    guidance_end: float | None = None
-    """Until when; 1 by default. Steps without guidance take half the time."""
-    guidance_rescale: float | None = None
-    """How far the contrast that guidance adds is taken back, 0 to 1; 0 by default."""
-    cfg_zero_star: bool = False
-    """Scale the velocity without prompt to fit the one with it (CFG-Zero*)."""
-    solver: Solver | None = None
-    """heun takes twice the time of euler and needs fewer steps, ab2 and dpmpp_2m need fewer at no cost; what suits the
-    model by default, euler for the official one."""
-    shift: float | None = None
-    """Above 1 more steps lie near the noise, below near the picture; 1 by default."""
     seed: tuple[int, ...] | None = None
     """One counts on from picture to picture, 0 by default; of several each prompt is drawn with every one."""
     variation_seed: int | None = None
@@ -126,10 +92,6 @@ class Generate(LoadOptions):
     """White where --init-image is painted anew, black where it stays, a mix between."""
     differential: bool = False
     """Grey in --mask says when painting begins, the darker the later."""
-    vae: Path | None = None
-    """An SDXL VAE, a .safetensors file or a diffusers folder, where the model brings none."""
-    compile: bool = False
-    """Compile the steps first, up to a minute: pays for many pictures of one size."""
 
     def run(self) -> int:
         """Draw and save; the status is 0."""
@@ -158,13 +120,9 @@ class Generate(LoadOptions):
         if asked.init_image is None and (asked.mask is not None or asked.strength not in (None, 1.0)):
             raise ValueError("got --strength or --mask without --init-image, which they change: name that picture too")
         make_folder(self.out)
-        from ..pipeline import JanusFlowPipeline
-
         asked._pictures()  # what cannot be opened is told before the model is loaded
-        with asked.loading() as place:
-            pipe = JanusFlowPipeline.from_pretrained(asked.model, vae=asked.vae, **place)
-        pipe = pipe.compile() if self.compile else pipe
-        return asked._settled(pipe), pipe, prompts, seeds
+        pipe = asked.pipeline()
+        return asked.settled(pipe, SETTINGS), pipe, prompts, seeds
 
     def _rows(self) -> tuple[list[str], list[int]]:
         """The prompt and the seed of each picture."""
@@ -211,13 +169,6 @@ class Generate(LoadOptions):
         if self.variation_seed is None:
             values["variation_seed"] = made.variation_seed
         return replace(self, **values)
-
-    def _settled(self, pipe: JanusFlowPipeline) -> Self:
-        """The same command with the checkpoint's own settings where it has some, and SETTINGS, for what is open."""
-        own = pipe.drawing.model_dump()
-        open_ones = [option for option in SETTINGS if getattr(self, option) is None]
-        values = {option: own.get(option, SETTINGS[option]) for option in open_ones}
-        return replace(self, **values, dtype=dtype_name(pipe.dtype))
 
     def _pictures(self) -> dict[str, Any]:
         """The picture to start from and the mask, opened."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +15,9 @@ from .options import progress
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Self
+
+    from ..bulk.journal import Share
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -42,6 +45,14 @@ class LoadOptions:
         loras = [path_and_strength(text) for text in self.lora]
         with progress("loading") as show:
             yield {**place, "loras": loras, "on_progress": show}
+
+    def at(self, share: Share) -> Self:
+        """The same on this process's own GPU, where there are several processes and no device is named."""
+        from ..device import best_device
+
+        if self.device is not None or share.world == 1 or best_device().type != "cuda":
+            return self
+        return replace(self, device=f"cuda:{share.local}")
 
 
 def path_and_strength(text: str) -> tuple[Path, float]:

@@ -62,17 +62,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 LONGEST_CHAIN, LONGEST_FILE = 8, 330
 # What ComfyUI itself installs, so that the pack brings nothing new into it.
 COMFYUI_BRINGS = {"PIL", "numpy", "pydantic", "safetensors", "tokenizers", "torch", "tqdm"}
-OPTIONAL = [
-    "accelerate",
-    "comfy_cli",
-    "diffusers",
-    "llguidance",
-    "peft",
-    "pyarrow",
-    "transformers",
-    "tyro",
-    "websocket",
-]
+OPTIONAL = ["accelerate", "comfy_cli", "diffusers", "llguidance", "peft", "pyarrow", "transformers"]
+OPTIONAL += ["tyro", "websocket"]
 COMFYUI_MODULES = {
     "comfy",
     "comfy_api",

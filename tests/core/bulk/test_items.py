@@ -153,8 +153,8 @@ def test_a_broken_row_is_an_item_with_a_fault_and_the_rest_goes_on(tmp_path: Pat
     items = open_items(tmp_path / "rows.jsonl")
     assert {item.id: item.prompt for item in items if not item.fault} == {"00000": "a", "00005": "c"}
     faults = [item.fault for item in items if item.fault]
-    lines = (f"line {number} of rows.jsonl" for number in (2, 3, 4))
-    begun = [f"{line} {what}" for line, what in zip(lines, ("is not valid JSON", "is not UTF-8", "holds a list"))]
+    wrong = {2: "is not valid JSON", 3: "is not UTF-8", 4: "holds a list"}
+    begun = [f"line {number} of rows.jsonl {what}" for number, what in wrong.items()]
     expected = [*begun, "seed in its row is 'x'"]
     assert all(fault.startswith(start) for fault, start in zip(faults, expected, strict=True)), faults
 
