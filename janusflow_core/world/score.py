@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
+from ..evaluation.scores import Score, by_name
 from . import talk
 from .judge import judge
 from .scenes import render
@@ -21,32 +19,6 @@ Ask = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[str]]
 Drawn = tuple[str, str, Image.Image]  # (task, prompt, what was drawn of it)
 # (done, in all); may raise to cancel
 OnProgress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Score:
-    """`right` of `total` trials, with the 95 % Wilson interval of the rate behind them."""
-
-    right: int
-    total: int
-
-    @property
-    def rate(self) -> float:
-        return self.right / self.total if self.total else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The Wilson score interval, both ends in [0, 1]."""
-        if not self.total:
-            return 0.0, 1.0
-        z, n, p = 1.959964, self.total, self.rate
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] of {self.total}"
 
 
 def draw_tasks(
@@ -73,7 +45,7 @@ def draw_tasks(
 
 def score_pictures(drawn: Sequence[Drawn]) -> dict[str, Score]:
     """How many pictures show, by the judge, strictly what was asked, and nothing else."""
-    return _count((task, judge(picture, prompt)) for task, prompt, picture in drawn)
+    return by_name((task, judge(picture, prompt)) for task, prompt, picture in drawn)
 
 
 def score_round_trips(
@@ -89,7 +61,7 @@ def score_round_trips(
         ]
         if on_progress is not None:
             on_progress(len(results), len(drawn))
-    return _count(results)
+    return by_name(results)
 
 
 def score_answers(
@@ -107,16 +79,4 @@ def score_answers(
         results += [(kind, answer == right) for (_, kind, _, right), answer in zip(rows, answers, strict=True)]
         if on_progress is not None:
             on_progress(len(results), len(asked))
-    return _count(results)
-
-
-def _count(results: Iterable[tuple[str, bool]]) -> dict[str, Score]:
-    counts: dict[str, list[bool]] = defaultdict(list)
-    for name, right in results:
-        counts[name].append(right)
-    return {name: Score(sum(rights), len(rights)) for name, rights in counts.items()}
-
-
-def overall(scores: dict[str, Score]) -> float:
-    """The mean of the tasks' rates, as GenEval counts it."""
-    return sum(score.rate for score in scores.values()) / len(scores)
+    return by_name(results)

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from janusflow_core import JanusFlowPipeline  # noqa: E402
+from janusflow_core.evaluation.scores import Score  # noqa: E402
 from janusflow_core.scoring import Judging  # noqa: E402
 from janusflow_core.world import talk  # noqa: E402
 from janusflow_core.world.judge import judge  # noqa: E402
-from janusflow_core.world.score import Score  # noqa: E402
 
 SEED, PROMPTS_AT_ONCE = 23, 8
 
@@ -70,7 +70,7 @@ def main(per_task: int, count: int) -> None:
             changed = f"{int((kept & ~single).sum())} : {int((single & ~kept).sum())}"
             share = of / count / len(prompts)
             print(
-                f"| {by} | {of} | {Score(int(kept.sum()), len(kept))} | {changed} | {found.drawing * share:.2f} | "
+                f"| {by} | {of} | {Score(tuple(kept.tolist()))} | {changed} | {found.drawing * share:.2f} | "
                 f"{found.judging[by] * share if of > 1 else 0:.2f} |"
             )
     print(f"\nAt least one of {count} is right for {float(found.right.any(dim=1).float().mean()):.3f} of the prompts.")

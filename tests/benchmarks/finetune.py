@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from janusflow_core import JanusFlowPipeline  # noqa: E402
 from janusflow_core.checkpoint import open_checkpoint  # noqa: E402
 from janusflow_core.cli.train import subject_of  # noqa: E402
+from janusflow_core.evaluation.scores import overall  # noqa: E402
 from janusflow_core.lora import save_lora  # noqa: E402
 from janusflow_core.train.examples import Captioned  # noqa: E402
 from janusflow_core.train.finetune import Base, FineTune, look_at, lora_metadata  # noqa: E402
@@ -54,7 +55,7 @@ def described(pipe: JanusFlowPipeline, things: Sequence[Thing], count: int) -> f
 
 def old_pictures(pipe: JanusFlowPipeline, per_task: int) -> float:
     tasks = score.draw_tasks(lambda prompts, seed: pipe.generate(prompts, seed=seed), per_task)
-    return score.overall(score.score_pictures(tasks))
+    return overall(score.score_pictures(tasks))
 
 
 def old_answers(pipe: JanusFlowPipeline, per_task: int) -> float:
@@ -62,7 +63,7 @@ def old_answers(pipe: JanusFlowPipeline, per_task: int) -> float:
         turns = [pipe.tokenizer.question_messages(question, 1) for question in questions]
         return pipe.converse(turns, [[picture] for picture in pictures], max_new_tokens=24)
 
-    return score.overall(score.score_answers(ask, per_task))
+    return overall(score.score_answers(ask, per_task))
 
 
 @dataclass(frozen=True)

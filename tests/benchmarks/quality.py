@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from janusflow_core import JanusFlowPipeline  # noqa: E402
-from janusflow_core.world.score import draw_tasks, overall, score_pictures  # noqa: E402
+from janusflow_core.evaluation.scores import overall  # noqa: E402
+from janusflow_core.world.score import draw_tasks, score_pictures  # noqa: E402
 
 SEED = 11
 EVALUATIONS = (5, 8, 10, 15, 20, 30)

@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from janusflow_core import JanusFlowPipeline  # noqa: E402
 from janusflow_core.convert import convert  # noqa: E402
+from janusflow_core.evaluation.scores import overall  # noqa: E402
 from janusflow_core.model import JanusFlow, Prefix  # noqa: E402
-from janusflow_core.world.score import draw_tasks, overall, score_answers, score_pictures  # noqa: E402
+from janusflow_core.world.score import draw_tasks, score_answers, score_pictures  # noqa: E402
 
 TINY, SEED = "janusflow-tiny", 11
 

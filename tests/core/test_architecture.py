@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "janusflow_core"
 # The inference library lies flat; a wing is a folder of what merely drives it. From the top down: an import goes to
 # a lower floor, or stays on its own without a cycle.
-WINGS = {"bench", "bulk", "cli", "host", "train", "world"}
+WINGS = {"bench", "bulk", "cli", "evaluation", "host", "train", "world"}
 FLOORS = [
     {"cli"},
-    {"bench", "host", "world"},
+    {"bench", "evaluation", "host", "world"},
     {"bulk", "convert", "pipeline", "train"},
     {"understanding"},
     {"checkpoint", "lora"},

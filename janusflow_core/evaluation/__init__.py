@@ -1,0 +1,1 @@
+"""Benchmarks: the scores of others' tools and our own, beside the paper's."""
