@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,10 @@ class Draw(DrawOptions):
 
     def run(self) -> int:
         """Draw; the status is 1 if a prompt could not be drawn, else 0."""
+        return self.work(lambda own: own.pipeline())
+
+    def work(self, load: Callable[[Draw], JanusFlowPipeline]) -> int:
+        """Draw with the model that `load` gives, if anything is left to draw; the status is that of `run`."""
         from ..bulk.drawing import Pictures, draw_items
         from ..bulk.items import open_items
         from ..bulk.layouts import new_layout
@@ -65,7 +69,7 @@ class Draw(DrawOptions):
         run = Run(place, kept, share)
         if run.batches(max(1, self.batch_size // layout.each)):
             own = replace(self, dtype=kept["dtype"]).at(share)
-            pipe = own.pipeline()
+            pipe = load(own)
             with counted(share, "prompt") as on_item:
                 draw_items(run, place, drawer(own.settled(pipe), pipe), self.batch_size, on_item)
         return reported(run, "drawn")

@@ -12,6 +12,7 @@ import tyro
 
 from .drawing import DRAWING, DrawOptions
 from .loading import path_and_strength
+from .metrics import Clip, Fid, Sweep, Table
 from .options import progress
 
 if TYPE_CHECKING:
@@ -123,11 +124,17 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a checkpoint on the bundled model's world (shapes), or compare two such results (compare)."""
+    """Measure a checkpoint on the bundled model's world (shapes), compare two such results (compare), measure folders
+    of pictures (fid, clip, sweep), or put results beside the paper's tables (table)."""
 
     what: tyro.conf.OmitArgPrefixes[
         tyro.conf.OmitSubcommandPrefixes[
-            Annotated[Shapes, tyro.conf.subcommand("shapes")] | Annotated[Compare, tyro.conf.subcommand("compare")]
+            Annotated[Shapes, tyro.conf.subcommand("shapes")]
+            | Annotated[Compare, tyro.conf.subcommand("compare")]
+            | Annotated[Fid, tyro.conf.subcommand("fid")]
+            | Annotated[Clip, tyro.conf.subcommand("clip")]
+            | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+            | Annotated[Table, tyro.conf.subcommand("table")]
         ]
     ]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import between_steps, make_folder, one_line, side_by_side, steps_shown
+from .options import make_folder, one_line
+from .steps import between_steps, side_by_side, steps_shown
 
 if TYPE_CHECKING:
     from ..train.loop import OnStep

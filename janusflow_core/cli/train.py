@@ -16,8 +16,9 @@ import tyro
 
 from ..train.options import FineTuneOptions
 from .loading import LoadOptions, dtype_name, torch_dtype
-from .options import between_steps, make_folder, one_line, progress, side_by_side, steps_shown
+from .options import make_folder, one_line, progress
 from .recipes import ByRecipe
+from .steps import between_steps, side_by_side, steps_shown
 
 if TYPE_CHECKING:
     import torch

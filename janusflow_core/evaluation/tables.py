@@ -236,7 +236,7 @@ def _lmms(told: Any) -> Found:
     found = {}
     for task, (name, metric, times) in LMMS.items():
         value = next((v for key, v in results.get(task, {}).items() if key.partition(",")[0] == metric), None)
-        if _is_number(value):
+        if isinstance(value, (int, float)):
             found[f"understanding {name}"] = value * times
     return found
 

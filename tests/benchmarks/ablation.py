@@ -1,7 +1,7 @@
 """The paper's table 6 in miniature: what REPA, encoders of their own and both tasks together are worth, on a toy world.
 
-    python tests/benchmarks/ablation.py                           six variants, three seeds each, two at once: 43 minutes
-    python tests/benchmarks/ablation.py --only A F --seeds 1      two variants with one seed
+    python tests/benchmarks/ablation.py                          six variants, three seeds each, two at once: 43 minutes
+    python tests/benchmarks/ablation.py --only A F --seeds 1     two variants with one seed
 
 The world is one thing in each picture: what color it is, what shape it has, and drawing it. VAE and understanding
 encoder are those of janusflow-tiny and stay as they are; a small language model, the generation encoder and decoder
