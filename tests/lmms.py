@@ -1,4 +1,4 @@
-"""lmms-eval against our own count: `python tests/lmms.py`, real runs on the same pictures and questions; 1 on a difference.
+"""lmms-eval against our own count, on the same pictures and questions: `python tests/lmms.py`, 1 where they differ.
 
 One task asks in free words, the other weighs given answers. lmms-eval gets an environment of its own, under runs/lmms,
 made once and found again the next time; JANUSFLOW_TORCH replaces pip's arguments for torch, as it does for start.py.
@@ -29,8 +29,9 @@ sys.path.insert(0, str(ROOT))
 
 import start  # noqa: E402 - found by the line above
 
-LMMS = "lmms-eval==0.7.3"
-VERSIONS = ("lmms-eval", "torch", "transformers", "datasets", "accelerate")
+# It reaches into a part of filelock that version 4 no longer has.
+LMMS = ("lmms-eval==0.7.3", "filelock<4")
+VERSIONS = ("lmms-eval", "torch", "transformers", "datasets", "accelerate", "filelock")
 LONGEST = 24  # tokens of an answer
 SHARED = """
 dataset_path: {data}
@@ -60,7 +61,7 @@ Question = tuple["Image.Image", str, str, list[str]]  # (picture, question, answ
 def prepared(venv: Path) -> Path:
     """The Python of an environment with lmms-eval and this project, made and filled unless it was before."""
     python, stamp = venv / start.PYTHON.relative_to(start.VENV), venv / "installed.txt"
-    asked = [start.TORCH.split(), [LMMS, "-e", str(ROOT)]]
+    asked = [start.TORCH.split(), [*LMMS, "-e", str(ROOT)]]
     told = repr(asked) + (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != told:
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
@@ -107,7 +108,9 @@ def evaluated(folder: Path, model: str, batch: int) -> dict[str, float]:
     command += ["--tasks", ",".join(TASKS), "--include_path", folder, "--output_path", folder / "results"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run([*command, "--batch_size", str(batch)], check=True, cwd=folder, env={**os.environ, **offline})
-    (file,) = (folder / "results").rglob("*_results.json")
+    file = next((folder / "results").rglob("*_results.json"), None)
+    if file is None:
+        raise RuntimeError("lmms-eval wrote no results: what it told above says why")  # its status is 0 even then
     found = json.loads(file.read_text(encoding="utf-8"))["results"]
     return {name: next(v for k, v in found[name].items() if k in ("exact_match,none", "acc,none")) for name in TASKS}
 
@@ -131,11 +134,10 @@ def compared(options: argparse.Namespace) -> int:
         theirs, took = evaluated(Path(folder), options.model, options.batch), time.perf_counter() - began
     ours = counted(JanusFlowPipeline.from_pretrained(options.model, device="cpu", dtype=torch.float32), asked)
     alone = time.perf_counter() - began - took
-    print("\n" + ", ".join(f"{name} {version(name)}" for name in VERSIONS))
-    print(f"{len(asked)} questions: lmms-eval {took:.0f} s, we {alone:.0f} s\n")
-    print(f"{'':<16}{'lmms-eval':>10}{'our own':>10}")
-    for name in TASKS:
-        print(f"{name:<16}{theirs[name]:>10.4f}{ours[name]:>10.4f}")
+    rows = [f"{name:<16}{theirs[name]:>10.4f}{ours[name]:>10.4f}" for name in TASKS]
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    times = f"{len(asked)} questions: lmms-eval {took:.0f} s, we {alone:.0f} s"
+    sys.stdout.write("\n".join(["", versions, times, "", f"{'':<16}{'lmms-eval':>10}{'our own':>10}", *rows, ""]))
     return 0 if all(abs(theirs[name] - ours[name]) < 1e-9 for name in TASKS) else 1
 
 

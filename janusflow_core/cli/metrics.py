@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,7 +138,7 @@ class Sweep(Draw):
         return status
 
     def _cells(self) -> list[Self]:
-        """The same command with each of the settings; raises ValueError where there is nothing to measure."""
+        """The same command with each of the settings; what would stop it at the end is told before it begins."""
         if self.guidance is not None or self.steps is not None:
             raise ValueError("a sweep goes through --guidances and --step-counts: leave --guidance and --steps out")
         if not (self.clip or self.judge or self.inception):
@@ -146,6 +147,12 @@ class Sweep(Draw):
             raise ValueError("FID needs both --inception, its network, and --reference, what it compares with")
         if not self.guidances or not self.step_counts:
             raise ValueError("got no value to go through: say --guidances 1 2 4 and --step-counts 30")
+        for path in (self.clip, self.inception, self.reference):
+            if path is not None and not path.exists():
+                raise FileNotFoundError(f"there is nothing at {path} to measure with: check the path")
+        needed = {"matplotlib": True, "transformers": self.clip, "torch_fidelity": self.inception}
+        if missing := [name for name, wanted in needed.items() if wanted and find_spec(name) is None]:
+            raise ImportError(f'a sweep needs {" and ".join(missing)}: pip install -e ".[eval]"')
         return [
             replace(self, guidance=guidance, steps=steps, out=self.out / f"guidance_{guidance:g}_steps_{steps}")
             for steps, guidance in product(self.step_counts, self.guidances)
@@ -230,10 +237,8 @@ def kept(out: Path | None, what: str, value: float, told: Mapping[str, Any]) -> 
 
 def plot(path: Path, rows: Sequence[Mapping[str, float]], suffix: str) -> None:
     """Draw what was measured over guidance, a panel for each measure and a line for each number of steps."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("a plot needs matplotlib: pip install matplotlib") from error
+    from matplotlib.figure import Figure
+
     measures = [name for name in ("fid", "clip", "right") if name in rows[0]]
     figure = Figure(figsize=(4.5 * len(measures), 3.6), layout="constrained")
     for panel, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):

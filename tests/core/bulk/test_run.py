@@ -267,6 +267,17 @@ def test_settings_stay_those_of_the_first_process(tmp_path: Path):
         agreed(out, {**told, "dtype": "fp32"})
 
 
+def test_a_process_that_comes_second_takes_what_the_first_found(tmp_path: Path):
+    """The other is faster while this one still measures."""
+    out = tmp_path / "pictures"
+
+    def slowly() -> str:
+        assert agreed(out, {"steps": 30}, {"dtype": lambda: "fp32"})["dtype"] == "fp32"
+        return "bf16"
+
+    assert agreed(out, {"steps": 30}, {"dtype": slowly})["dtype"] == "fp32"
+
+
 # --- answers ----------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ def prompts(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, prompts) -> Path:
     """A sweep over two guidances and two numbers of steps, judged."""
+    pytest.importorskip("matplotlib")
     out = tmp_path_factory.mktemp("swept") / "sweep"
     given = ["--guidances", "1", "3", "--step-counts", "4", "12", "--judge", "--each", "2", "--out", str(out)]
     assert main(["evaluate", "sweep", str(prompts), *given, *PLACE]) == 0
@@ -71,6 +72,7 @@ def test_results_of_others_stand_beside_the_papers(tmp_path: Path, capsys):
         (["sweep", "p.txt"], "nothing is to be measured: say --clip FOLDER"),
         (["sweep", "p.txt", "--judge", "--steps", "3"], "leave --guidance and --steps out"),
         (["sweep", "p.txt", "--inception", "x.pth"], "FID needs both --inception"),
+        (["sweep", "p.txt", "--clip", "nowhere"], "there is nothing at nowhere to measure with: check the path"),
         (["table", "none.json"], "there is no none.json to read"),
         (["table", "p.txt"], "p.txt holds no result that is known"),
         (["fid", "nowhere", "nowhere", "none.pth"], "no weights at none.pth"),
