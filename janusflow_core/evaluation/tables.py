@@ -25,15 +25,14 @@ class Row:
     part: str
     paper: float | None = None
     others: float | None = None
-    best: str = "higher"
 
     @property
     def name(self) -> str:
         return f"{self.benchmark} {self.part}".strip()
 
 
-def _rows(benchmark: str, told: Iterable[tuple[str, float | None, float | None]], best: str = "higher") -> list[Row]:
-    return [Row(benchmark, part, paper, others, best) for part, paper, others in told]
+def _rows(benchmark: str, told: Iterable[tuple[str, float | None, float | None]]) -> list[Row]:
+    return [Row(benchmark, part, paper, others) for part, paper, others in told]
 
 
 # Paper: tables 2 to 5 (arXiv 2411.07975v2). Others: a survey of unified models (guidance 2, 30 steps, 4 pictures a
@@ -63,8 +62,8 @@ ROWS = [
             ("overall", 80.09, 72.03),
         ],
     ),
-    *_rows("MJHQ-30K", [("FID", 9.51, None)], best="lower"),
-    *_rows("CLIP score", [("", None, None)]),
+    *_rows("MJHQ-30K", [("FID", 9.51, None)]),
+    *_rows("any pictures", [("FID", None, None), ("CLIP score", None, None)]),
     *_rows(
         "WISE",
         [
@@ -106,6 +105,7 @@ GENEVAL = {
 WISE = {"cultural": 0.4, "time": 0.167, "space": 0.133, "biology": 0.1, "physics": 0.1, "chemistry": 0.1}
 JUDGED = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}  # each from 0 to 2
 UNJUDGED = 999
+MJHQ = 30_000  # pictures
 # A task of lmms-eval, the number to take, and what makes it the paper's.
 LMMS = {
     "pope": ("POPE", "pope_accuracy", 100),
@@ -242,7 +242,10 @@ def _lmms(told: Any) -> Found:
 
 
 def _ours(told: Any) -> Found:
-    """A number that `janusflow evaluate fid` or `clip` kept."""
-    names = {"fid": "MJHQ-30K FID", "clip": "CLIP score"}
-    kind = names.get(told.get("what", "")) if isinstance(told, dict) else None
-    return {kind: float(told["value"])} if kind and _is_number(told.get("value")) else {}
+    """A number that `janusflow evaluate fid` or `clip` kept; it is MJHQ-30K's where there are as many pictures."""
+    if not isinstance(told, dict) or not _is_number(told.get("value")):
+        return {}
+    whole = told.get("pictures") == told.get("reference") == MJHQ
+    names = {"fid": "MJHQ-30K FID" if whole else "any pictures FID", "clip": "any pictures CLIP score"}
+    kind = names.get(told.get("what", ""))
+    return {kind: float(told["value"])} if kind else {}

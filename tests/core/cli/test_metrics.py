@@ -58,11 +58,16 @@ def test_results_of_others_stand_beside_the_papers(tmp_path: Path, capsys):
     (tmp_path / "dpg.txt").write_text(
         "L1 category scores:\n\tentity: 80.5\nL2 category scores:\nDPG-Bench score: 79.5\n"
     )
-    (tmp_path / "fid.json").write_text(json.dumps({"what": "fid", "value": 10.25}))
-    assert main(["evaluate", "table", str(tmp_path / "dpg.txt"), str(tmp_path / "fid.json")]) == 0
+    (tmp_path / "fid.json").write_text(
+        json.dumps({"what": "fid", "value": 10.25, "pictures": 30000, "reference": 30000})
+    )
+    (tmp_path / "few.json").write_text(json.dumps({"what": "fid", "value": 80.5, "pictures": 100, "reference": 30000}))
+    files = [str(tmp_path / name) for name in ("dpg.txt", "fid.json", "few.json")]
+    assert main(["evaluate", "table", *files]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "| DPG-Bench | overall | 80.09 | 72.03 | 79.5 |" in lines
     assert "| MJHQ-30K | FID | 9.51 | – | 10.25 |" in lines
+    assert "| any pictures | FID | – | – | 80.5 |" in lines
     assert "| GenEval | overall | 63 | 49.99 | not measured here |" in lines
 
 
