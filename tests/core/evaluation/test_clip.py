@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from janusflow_core.cli import main
 from janusflow_core.evaluation.clip import clip_score, similarity
 
 transformers = pytest.importorskip("transformers")
@@ -164,3 +165,18 @@ def test_a_missing_library_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match='a CLIP score needs transformers: pip install "transformers'):
         similarity(folder)
+
+
+def test_the_command_reads_the_table_of_a_run(folder: Path, pairs, tmp_path: Path, capsys):
+    """As `janusflow bulk draw` writes it beside its folder."""
+    (tmp_path / "drawn").mkdir()
+    rows: list[dict[str, Any]] = [{"id": "x", "prompt": "lost", "failed": "too long"}]
+    for place, (prompt, path) in enumerate(pairs):
+        shutil.copyfile(path, tmp_path / f"drawn/{place}.png")
+        rows.append({"id": str(place), "prompt": prompt, "seed": 0, "files": [f"{place}.png"]})
+    table, out = tmp_path / "drawn.jsonl", tmp_path / "clip.json"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["evaluate", "clip", str(table), str(folder), "--device", "cpu", "--out", str(out)]) == 0
+    found = clip_score(pairs, folder, device=CPU)
+    assert capsys.readouterr().out == f"{found.mean:.4f} ± {found.error:.4f}  of {len(pairs)} pictures\n"
+    assert json.loads(out.read_text())["value"] == pytest.approx(found.mean)

@@ -1,5 +1,8 @@
 """FID against scipy, closed forms and torch-fidelity's own sum of it, and what is refused."""
 
+import csv
+import hashlib
+import json
 import pickle
 import sys
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from janusflow_core.cli import main
 from janusflow_core.evaluation.fid import (
     Statistics,
     distance,
@@ -255,3 +259,21 @@ def test_missing_weights_and_a_missing_library_are_told(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match='FID needs torch-fidelity: pip install "torch-fidelity>=0.4"'):
         inception(tmp_path / "none.pth")
+
+
+def test_the_commands_measure_and_keep(folders: tuple[Path, Path], weights: Path, see, tmp_path: Path, capsys):
+    keep, out = tmp_path / "reference.npz", tmp_path / "fid.json"
+    more = ["--device", "cpu", "--batch-size", "4", "--keep", str(keep), "--out", str(out)]
+    assert main(["evaluate", "fid", *map(str, folders), str(weights), *more]) == 0
+    expected = fid(*folders, see)
+    assert capsys.readouterr().out == f"{expected:.4f}  of 6 pictures and 5\n"
+    told = json.loads(out.read_text())
+    assert told["value"] == pytest.approx(expected) and (told["pictures"], told["reference"]) == (6, 5)
+    assert told["network"] == {"name": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    pytest.importorskip("matplotlib")
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    settings = ["--guidances", "3", "--step-counts", "2", "--device", "cpu", "--dtype", "fp32"]
+    measured = ["--inception", str(weights), "--reference", str(keep), "--out", str(tmp_path / "sweep")]
+    assert main(["evaluate", "sweep", str(tmp_path / "prompts.txt"), *settings, *measured]) == 0
+    (row,) = csv.DictReader((tmp_path / "sweep.csv").open())
+    assert float(row["fid"]) == pytest.approx(fid(tmp_path / "sweep/guidance_3_steps_2", keep, see), rel=1e-4)
