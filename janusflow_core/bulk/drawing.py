@@ -25,7 +25,10 @@ Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Drawn]]
 
 @dataclass(frozen=True)
 class Pictures:
-    """A folder of pictures in a layout, and OUT.jsonl beside it, which says of each item where its pictures are."""
+    """A folder of pictures in a layout, and OUT.jsonl beside it, which says of each item where its pictures are.
+
+    OUT.paths.json leads from prompts to pictures, where the layout wants it.
+    """
 
     out: Path
     items: Sequence[Item]
@@ -47,6 +50,11 @@ class Pictures:
     def finish(self, notes: Mapping[str, Note], journal: Journal) -> None:
         rows = [self._told(item, notes.get(item.id, {})) for item in self.items]
         journal.put(self.out.with_name(f"{self.out.name}.jsonl"), partial(write_rows, rows=rows, kind=".jsonl"))
+        if self.layout.paths:
+            drawn = (item for item in self.items if FAILED not in notes.get(item.id, {}))
+            paths = {item.prompt: str((self.out / self.layout.names(item)[0]).resolve()) for item in drawn}
+            told = json.dumps(paths, indent=1, ensure_ascii=False)
+            journal.put_text(self.out.with_name(f"{self.out.name}.paths.json"), f"{told}\n")
 
     def seeds(self, item: Item) -> list[int]:
         """The seed of each picture of an item."""

@@ -22,20 +22,22 @@ QUALITY = 95  # of JPEG and WebP
 # A part of a path that every system takes for a name.
 SAFE = re.compile(r"(?![. ])[^\x00-\x1f<>:\"|?*\\/]{1,200}(?<![. ])")
 Write = Callable[[Path], object]
-LayoutName = Literal["plain", "geneval", "dpg", "mjhq"]
+LayoutName = Literal["plain", "geneval", "geneval2", "dpg", "mjhq"]
 
 
 @dataclass(frozen=True)
 class Layout:
     """So many pictures of `each` item under a `name` with its {id}, the picture's {n} and columns of its row.
 
-    In a `grid` all pictures of an item are one square. A `row` is the name of a file with the item's row.
+    In a `grid` all pictures of an item are one square. A `row` is the name of a file with the item's row. With `paths`
+    an object with the path of each prompt's first picture lies beside the folder.
     """
 
     name: str = "{id}.png"
     each: int = 1
     grid: bool = False
     row: str = ""
+    paths: bool = False
 
     def names(self, item: Item) -> list[str]:
         """The files of an item in the order in which they are written: with the last all are there.
@@ -58,6 +60,7 @@ class Layout:
 LAYOUTS: dict[LayoutName, Layout] = {
     "plain": Layout(),
     "geneval": Layout("{id}/samples/{n:04}.png", 4, row="{id}/metadata.jsonl"),
+    "geneval2": Layout(paths=True),
     "dpg": Layout(each=4, grid=True),
     "mjhq": Layout("{category}/{id}.jpg"),
 }
@@ -70,7 +73,7 @@ def new_layout(kind: LayoutName = "plain", each: int | None = None, name: str | 
     if each < 1:
         raise ValueError(f"got {each} pictures of each prompt, expected at least 1")
     if name is None:
-        name = "{id}_{n}.png" if kind == "plain" and each > 1 else layout.name
+        name = "{id}_{n}.png" if layout.name == "{id}.png" and each > 1 and not layout.grid else layout.name
     if Path(name).suffix.lower() not in FORMATS:
         raise ValueError(f"got the name {name} for pictures, expected one that ends in {', '.join(FORMATS)}")
     if layout.grid and math.isqrt(each) ** 2 != each:

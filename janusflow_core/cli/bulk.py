@@ -36,8 +36,8 @@ class Draw(DrawOptions):
     .txt files, a .tar, or a folder or pattern of tars or parquet files."""
     out: Path = Path("pictures")
     """Folder for the pictures. OUT.jsonl beside it says at the end which is whose, OUT.run.json how all are made."""
-    layout: Literal["plain", "geneval", "dpg", "mjhq"] = "plain"
-    """How the pictures lie: plain, ID.png, or as the tools of GenEval, DPG-Bench and MJHQ-30K look for them."""
+    layout: Literal["plain", "geneval", "geneval2", "dpg", "mjhq"] = "plain"
+    """How the pictures lie: plain, ID.png, or as the tools of GenEval, GenEval 2, DPG-Bench and MJHQ-30K want them."""
     each: int | None = None
     """Pictures of each prompt; 1 by default, 4 for GenEval and DPG-Bench."""
     name: str | None = None

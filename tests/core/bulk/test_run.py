@@ -155,6 +155,12 @@ def test_genevals_folders_hold_four_samples_and_the_row(out: Path):
     assert json.loads((out / "00000/metadata.jsonl").read_text()) == row
 
 
+def test_geneval_2_is_led_from_prompts_to_pictures(out: Path):
+    draw(out, [*ITEMS[:2], Item("x")], kind="geneval2")
+    paths = json.loads(out.with_name("pictures.paths.json").read_text())
+    assert paths == {f"prompt {k}": str((out / f"0000{k}.png").resolve()) for k in range(2)}
+
+
 def test_dpg_takes_a_square_of_four(out: Path):
     assert draw(out, ITEMS[:1], kind="dpg") == Report(1) and [*files(out)] == ["00000.png"]
     whole, first = Image.open(out / "00000.png"), seed_of(ITEMS[0], 3)
