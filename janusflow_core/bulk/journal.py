@@ -118,6 +118,11 @@ class Journal:
         (self._room / f"{self._share.rank}{self._tag}").unlink(missing_ok=True)
 
 
+def begun(room: Path) -> bool:
+    """Whether any process of a run has noted anything."""
+    return any(len(_whole_lines(journal)) > 1 for journal in room.glob("*.jsonl"))
+
+
 def _whole_lines(path: Path) -> list[Any]:
     """The lines of a journal that were written to their end; at least one, None where there is none."""
     *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")

@@ -20,7 +20,7 @@ from ..partial import appear, room
 from ..values import printable, read_json, short
 from .batches import chunks, halving, opened
 from .items import Item
-from .journal import DONE, FAILED, Journal, Note, Share
+from .journal import DONE, FAILED, Journal, Note, Share, begun
 
 Found = TypeVar("Found")
 Got = TypeVar("Got")
@@ -97,8 +97,8 @@ def _room(out: Path) -> Path:
 def agreed(out: Path, settings: Mapping[str, Any], left_open: Mapping[str, Callable[[], Any]] = {}) -> dict[str, Any]:
     """The settings of a run, kept beside what it makes in OUT.run.json: all processes and all later runs keep to them.
 
-    What is `left_open` is as the first process finds it. Raises ValueError with one sentence where `out` was made with
-    other settings.
+    What is `left_open` is as the first process finds it. Raises ValueError with one sentence where anything was made
+    with other settings.
     """
     kept, told = out.with_name(f"{out.name}.run.json"), json.loads(json.dumps(settings, default=str))
     if not kept.is_file():
@@ -107,12 +107,14 @@ def agreed(out: Path, settings: Mapping[str, Any], left_open: Mapping[str, Calla
             (inside / "new").write_text(f"{own}\n", encoding="utf-8")
             appear(inside / "new", kept)
     found = read_json(kept)
-    for name in told:
-        if found.get(name) != told[name]:
-            was, now = short(found.get(name)), short(told[name])
-            what = f"{printable(out.name)} is made with {name} {was}, not {now}"
-            raise ValueError(f"{what}: name another with --out, or delete it and {printable(kept.name)}")
-    return found
+    other = next((name for name in told if found.get(name) != told[name]), None)
+    if other is None:
+        return found
+    if not out.exists() and not begun(_room(out)):  # it was refused, or stopped before anything was made
+        kept.unlink(missing_ok=True)
+        return agreed(out, settings, left_open)
+    what = f"{printable(out.name)} is made with {other} {short(found.get(other))}, not {short(told[other])}"
+    raise ValueError(f"{what}: name another with --out, or delete it and {printable(kept.name)}")
 
 
 def work_through(

@@ -265,6 +265,9 @@ def test_settings_stay_those_of_the_first_process(tmp_path: Path):
     assert first == {"steps": 30, "guidance": None, "vae": str(Path("a/b")), "dtype": "bf16"}
     assert agreed(out, told, {"dtype": lambda: pytest.fail("nothing is to be found out")}) == first
     assert json.loads((tmp_path / "pictures.run.json").read_text()) == first and len([*tmp_path.iterdir()]) == 1
+    assert agreed(out, {**told, "steps": 40}, {"dtype": lambda: "fp32"})["steps"] == 40  # nothing was made yet
+    assert agreed(out, told, {"dtype": lambda: "bf16"}) == first
+    out.mkdir()
     with pytest.raises(
         ValueError, match="pictures is made with steps 30, not 20: name another with --out, or delete it"
     ):
@@ -329,6 +332,15 @@ def test_answers_stand_in_a_table_with_all_that_was_known(tmp_path: Path, suffix
     batches: list = []
     assert answer(table, WIDTHS, batches=batches) == Report(0, 11) and batches == []
     assert rows_of(table) == rows  # rows of what is no longer asked about stay
+
+
+def test_answers_that_are_only_noted_yet_hold_to_their_settings(tmp_path: Path):
+    table, told = tmp_path / "answers.jsonl", {"question": "Describe it."}
+    agreed(table, told)
+    with pytest.raises(Stop):
+        answer(table, WIDTHS, on_item=lambda done, total: (_ for _ in ()).throw(Stop))
+    with pytest.raises(ValueError, match="made with question 'Describe it.', not 'Other'"):
+        agreed(table, {"question": "Other"})
 
 
 @pytest.mark.parametrize("after", [1, 4, 7])
