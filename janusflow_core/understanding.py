@@ -120,7 +120,7 @@ class Understanding:
         spellings = spelled(options)
         asked, once = self._asked(images, together)
         ids = [self.tokenizer.answer_ids(text) for written in spellings.values() for text in written]
-        choices = [choice_of(spellings, row) for row in self._option_scores(asked, question, ids)]
+        choices = [choice_of(spellings, row) for row in self.weigh(asked, question, ids)]
         return choices[0] if once else choices
 
     def yes_no(self, images: Picture | Sequence[Picture], question: str, *, together: bool = False) -> Any:
@@ -192,7 +192,7 @@ class Understanding:
 
         def said(caption: str) -> list[float]:
             ids = self.tokenizer.answer_ids(caption)
-            return [float(row.exp()) for row in self._option_scores(asked, DEFAULT_QUESTION, [ids])]
+            return [float(row.exp()) for row in self.weigh(asked, DEFAULT_QUESTION, [ids])]
 
         return scoring.score(prompt, by, chance, said)
 
@@ -202,7 +202,7 @@ class Understanding:
         once = together or isinstance(images, Picture)
         return ([pictures] if once else [[picture] for picture in pictures]), once
 
-    def _option_scores(
+    def weigh(
         self, asked: Sequence[Sequence[Picture]], question: str, options: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
         """log P (O,) of options as answers to a question about each group of pictures."""

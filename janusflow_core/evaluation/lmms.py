@@ -130,7 +130,7 @@ class Janusflow(lmms):
         pipe, question, pictures = self.pipe, requests[0].args[0], self._pictures(requests[0])
         answers = [tuple(pipe.tokenizer.answer_ids(self._continuation(request))) for request in requests]
         different = [*dict.fromkeys(answers)]
-        (scores,) = pipe._option_scores([pictures], question, different)
+        (scores,) = pipe.weigh([pictures], question, different)
         said = pipe.describe(pictures, question, together=True, max_new_tokens=max(map(len, different)) + 1)
         for ids in answers:
             yield -float(scores[different.index(ids)]), pipe.tokenizer.decode(ids).strip() == said
