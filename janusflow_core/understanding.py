@@ -202,10 +202,11 @@ class Understanding:
         once = together or isinstance(images, Picture)
         return ([pictures] if once else [[picture] for picture in pictures]), once
 
+    @torch.no_grad()
     def weigh(
         self, asked: Sequence[Sequence[Picture]], question: str, options: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
-        """log P (O,) of options as answers to a question about each group of pictures."""
+        """log P (O,) of options, the ids of whole answers, to a question about each group of pictures."""
         more = sum(map(len, options))
         at_once = self.at_once(question, more)
         for first in range(0, len(asked), at_once):
