@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ..evaluation.scores import Z
 from .bulk import Draw, at_least_one, this_share
 from .options import progress
 
@@ -106,6 +107,8 @@ class Sweep(Draw):
     What is drawn already is not drawn again. Several processes draw; the same command in one process then measures.
     """
 
+    out: Path = Path("sweep")
+    """Folder for the pictures, one below it for each setting."""
     guidances: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.5)
     """How much the prompt outweighs no prompt."""
     step_counts: tuple[int, ...] = (30,)
@@ -235,8 +238,15 @@ def kept(out: Path | None, what: str, value: float, told: Mapping[str, Any]) -> 
     return 0
 
 
+def interval(row: Mapping[str, float], measure: str) -> tuple[float, ...]:
+    """Where 95 % of chance lets the measure lie; nothing of FID."""
+    if measure == "clip":
+        return row["clip"] - Z * row["clip_error"], row["clip"] + Z * row["clip_error"]
+    return (row["right_low"], row["right_high"]) if measure == "right" else ()
+
+
 def plot(path: Path, rows: Sequence[Mapping[str, float]], suffix: str) -> None:
-    """Draw what was measured over guidance, a panel for each measure and a line for each number of steps."""
+    """Draw what was measured over guidance, a panel for each measure, a line with its 95 % for each number of steps."""
     from matplotlib.figure import Figure
 
     measures = [name for name in ("fid", "clip", "right") if name in rows[0]]
@@ -244,7 +254,10 @@ def plot(path: Path, rows: Sequence[Mapping[str, float]], suffix: str) -> None:
     for panel, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         for steps in dict.fromkeys(row["steps"] for row in rows):
             own = [row for row in rows if row["steps"] == steps]
-            panel.plot([row["guidance"] for row in own], [row[measure] for row in own], "o-", label=f"{steps} steps")
+            guidances = [row["guidance"] for row in own]
+            (line,) = panel.plot(guidances, [row[measure] for row in own], "o-", label=f"{steps} steps")
+            if all(bounds := [interval(row, measure) for row in own]):
+                panel.fill_between(guidances, *zip(*bounds, strict=True), color=line.get_color(), alpha=0.15)
         panel.set(xlabel="guidance", ylabel=NAMES[measure])
         panel.grid(alpha=0.3)
         panel.legend()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from janusflow_core.cli import main
+from janusflow_core.cli import main, parse
 
 PLACE = ["--device", "cpu", "--dtype", "fp32"]
 
@@ -52,6 +52,12 @@ def test_a_sweep_goes_on_where_it_was(swept: Path, prompts, capsys):
     given = ["--guidances", "1", "3", "--step-counts", "4", "12", "--judge", "--each", "2", "--out", str(swept)]
     assert main(["evaluate", "sweep", str(prompts), *given, *PLACE]) == 0
     assert capsys.readouterr().out.count("0 drawn, 3 were there") == 3 and victim.read_bytes() == before
+
+
+def test_a_sweep_has_a_folder_of_its_own():
+    """In that of a plain run FID would count all pictures below it."""
+    drawn, swept = parse(["bulk", "draw", "p.txt"]).work, parse(["evaluate", "sweep", "p.txt"]).what
+    assert drawn.out != swept.out
 
 
 def test_results_of_others_stand_beside_the_papers(tmp_path: Path, capsys):
