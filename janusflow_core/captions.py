@@ -62,15 +62,19 @@ class CaptionOptions:
 
 @dataclass
 class Report:
-    """What a run did: captions written, pictures that kept theirs, and why others have none."""
+    """What a run did: what was made, what was there and is kept, and why there is nothing of others."""
 
     written: int = 0
     kept: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        numbers = {"captioned": self.written, "had a caption": self.kept, "failed": len(self.failed)}
-        return ", ".join(f"{count} {what}" for what, count in numbers.items() if count or what == "captioned")
+        return self.told("captioned", "had a caption")
+
+    def told(self, made: str, there: str) -> str:
+        """The numbers in words, zeros left out but for what was `made`."""
+        numbers = {made: self.written, there: self.kept, "failed": len(self.failed)}
+        return ", ".join(f"{count} {what}" for what, count in numbers.items() if count or what == made)
 
 
 def text_beside(picture: Path) -> Path:
@@ -108,12 +112,15 @@ def _json_rows(text: str, where: str) -> Iterable[Mapping[Any, Any]]:
 
 def table_text(table: Table, suffix: str) -> str:
     """What `read_table` reads from a .jsonl or .csv, in the order of the names."""
-    rows = [table[name] for name in sorted(table)]
+    return rows_text([table[name] for name in sorted(table)], suffix, (NAME, TEXT))
+
+
+def rows_text(rows: Sequence[Mapping[str, Any]], suffix: str, first: Sequence[str] = ()) -> str:
+    """Rows as a .jsonl or .csv, whose `first` columns are these; what JSON has no word for is written as a text."""
     if suffix == ".jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     text = StringIO(newline="")
-    columns = list(dict.fromkeys((NAME, TEXT, *(column for row in rows for column in row))))
-    writer = csv.DictWriter(text, columns, restval="")
+    writer = csv.DictWriter(text, [*dict.fromkeys((*first, *(column for row in rows for column in row)))], restval="")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -19,6 +19,7 @@ from ..partial import refusal_told
 
 ITEM, DONE, FAILED = "item", "done", "failed"  # what a line tells: of which item, what it got, or why it got nothing
 Note = Mapping[str, str]
+ESCAPED = "backslashreplace"  # half a character, as names of files and scraped texts have it, as JSON writes it
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Journal:
 
     def put_text(self, path: Path, text: str) -> None:
         """Write a text as a file that appears whole or not at all."""
-        self.put(path, lambda new: new.write_text(text, encoding="utf-8", newline=""))
+        self.put(path, lambda new: new.write_text(text, encoding="utf-8", errors=ESCAPED, newline=""))
 
     def end(self) -> bool:
         """End this process's part; True for the last one, which has to tidy up."""

@@ -12,8 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..captions import TABLES, rows_text
 from ..image import open_image
 from ..values import parse_json, printable, read_text, shown
+from .journal import ESCAPED
 
 Row = Mapping[str, Any]
 # A row, or what is wrong with it, and what opens the picture that lies in the file itself.
@@ -100,16 +102,8 @@ def _from_group(path: Path, group: int, number: int) -> Image.Image:
     return open_image(BytesIO(found["bytes"]), found.get("path") or f"row {number} of {shown(path)}")
 
 
-def _to_jsonl(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
-
-
-def _to_csv(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*dict.fromkeys(column for row in rows for column in row)], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+def _to_text(suffix: str, path: Path, rows: Sequence[Row]) -> None:
+    path.write_text(rows_text(rows, suffix), encoding="utf-8", errors=ESCAPED, newline="")
 
 
 def _to_parquet(path: Path, rows: Sequence[Row]) -> None:
@@ -123,4 +117,4 @@ def _to_parquet(path: Path, rows: Sequence[Row]) -> None:
 
 
 READERS = {".jsonl": _of_jsonl, ".json": _of_json, ".csv": _of_csv, ".parquet": _of_parquet}
-WRITERS = {".jsonl": _to_jsonl, ".csv": _to_csv, ".parquet": _to_parquet}
+WRITERS = {**{suffix: partial(_to_text, suffix) for suffix in TABLES}, ".parquet": _to_parquet}

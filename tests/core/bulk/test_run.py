@@ -373,3 +373,15 @@ def test_what_is_no_table_of_answers_is_left_alone(tmp_path: Path, name: str, co
     with pytest.raises(ValueError, match=message):
         answer(tmp_path / name, WIDTHS)
     assert content is None or (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_half_a_character_is_named_and_keeps_nobody_from_their_answers(tmp_path: Path, suffix: str):
+    """Scraped texts and old names of files have them; UTF-8 has no word for them, JSON has."""
+    table = tmp_path / f"answers{suffix}"
+    half = replace(WIDTHS[0], id="\ud800", question="\udcff?")
+    report = answer(table, [half, *WIDTHS[1:3]])
+    assert report is not None and report.written + len(report.failed) == 3 and report.written >= 2
+    assert len(rows_of(table)) == 3
+    if suffix == ".jsonl":
+        assert rows_of(table)[0]["id"] == "\ud800"
