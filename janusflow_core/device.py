@@ -71,6 +71,11 @@ def free_memory(device: torch.device) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+def chosen_device(name: str | None) -> torch.device:
+    """The device of this name, or the best there is; raises what `usable_device` raises."""
+    return usable_device(name) or best_device()
+
+
 def usable_device(name: str | None) -> torch.device | None:
     """The device, tried out; raises ValueError where this machine or this torch has none of that name."""
     if name is None:

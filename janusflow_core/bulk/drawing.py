@@ -11,12 +11,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..seeds import counted
+from ..values import shown
 from .batches import chunks
 from .items import Item
 from .journal import FAILED, Journal, Note
 from .layouts import Layout
 from .run import OnItem, Run, seed_of, work_through
-from .tables import write_rows
+from .tables import READERS, read_rows, write_rows
 
 Drawn = tuple[Image.Image, Mapping[str, str]]  # a picture, and the text chunks that a PNG of it gets
 # (prompts, the seed of each) -> their pictures
@@ -86,7 +87,14 @@ def draw_items(run: Run[Sequence[Drawn]], place: Pictures, draw: Draw, at_once: 
 
 
 def pictures_told(table: Path) -> list[tuple[str, Path]]:
-    """Prompt and file of each picture of a run, by the table that it wrote beside its folder."""
-    folder = table.with_suffix("")
-    rows = [json.loads(line) for line in table.read_text("utf-8").splitlines()]
-    return [(row["prompt"], folder / name) for row in rows for name in row.get("files", ())]
+    """Prompt and file of each picture of a run, by the table that it wrote beside its folder.
+
+    Raises FileNotFoundError or ValueError with one sentence where that is none.
+    """
+    if not table.is_file() or table.suffix not in READERS:
+        raise FileNotFoundError(f"there is no {shown(table)}: name the .jsonl that bulk draw wrote beside its folder")
+    rows = [row for row, _ in read_rows(table)]
+    if broken := next((row for row in rows if isinstance(row, str)), None):
+        raise ValueError(broken)
+    folder, whole = table.with_suffix(""), [row for row in rows if not isinstance(row, str)]
+    return [(row["prompt"], folder / name) for row in whole for name in row.get("files", ())]

@@ -8,7 +8,7 @@ where a run was stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import islice
@@ -66,10 +66,10 @@ class Run(Generic[Got]):
         """Whether an item has all that it gets."""
         return self.place.has(item, self.journal.notes.get(item.id, {}))
 
-    def batches(self, at_once: int) -> list[Sequence[Item]]:
+    def batches(self, at_once: int) -> Iterator[Sequence[Item]]:
         """Those of this process of which something is still to do."""
         mine = islice(chunks(self.place.items, at_once), self.share.rank, None, self.share.world)
-        return [batch for batch in mine if not all(map(self.done, batch))]
+        return (batch for batch in mine if not all(map(self.done, batch)))
 
     def settle(self, item: Item, got: Got | Exception) -> None:
         """Put what an item got in its place, or note what is in its way."""
@@ -135,7 +135,7 @@ def work_through(
             raise ValueError(item.fault)
         return prepare(item)
 
-    batches, done = run.batches(at_once), 0
+    batches, done = [*run.batches(at_once)], 0
     total = sum(map(len, batches))
     for batch in opened(batches, ready):
         missing = {item.id for item, _ in batch if not run.done(item)}

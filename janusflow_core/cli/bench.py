@@ -43,9 +43,9 @@ class Options:
 
     def place(self) -> tuple[torch.device, torch.dtype]:
         """Where to measure, and in which numbers."""
-        from ..device import best_device, best_dtype, usable_device
+        from ..device import best_dtype, chosen_device
 
-        device = usable_device(self.device) or best_device()
+        device = chosen_device(self.device)
         return device, torch_dtype(self.dtype) or best_dtype(device)
 
     def show(self, rows: Iterable[Any], head: str, line: Callable[[Any], str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +12,12 @@ import tyro
 
 from .drawing import DRAWING, DrawOptions
 from .loading import LoadOptions, dtype_name
-from .options import make_folder, one_line
-from .origin import Origin
+from .options import at_least_one, make_folder, reported, this_share
 
 if TYPE_CHECKING:
     from ..bulk.drawing import Drawn
     from ..bulk.journal import Share
-    from ..bulk.run import OnItem, Run
+    from ..bulk.run import OnItem
     from ..image import Picture
     from ..pipeline import JanusFlowPipeline
 
@@ -67,12 +65,12 @@ class Draw(DrawOptions):
         told = {name: getattr(self, name) for name in (*DRAWING, "vae", "seed")}
         kept = agreement(self, share, {**told, "name": layout.name, "each": layout.each, "grid": layout.grid})
         run = Run(place, kept, share)
-        if run.batches(max(1, self.batch_size // layout.each)):
+        if any(run.batches(max(1, self.batch_size // layout.each))):
             own = replace(self, dtype=kept["dtype"]).at(share)
             pipe = load(own)
             with counted(share, "prompt") as on_item:
                 draw_items(run, place, drawer(own.settled(pipe), pipe), self.batch_size, on_item)
-        return reported(run, "drawn")
+        return reported(run, "drawn", "were there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,7 @@ class Describe(LoadOptions):
         names = ("question", "max_new_tokens", "temperature", "top_p", "seed")
         kept = agreement(self, share, {name: getattr(self, name) for name in names})
         run = Run(place, kept, share)
-        if run.batches(self.batch_size):
+        if any(run.batches(self.batch_size)):
             with replace(self, dtype=kept["dtype"]).at(share).loading() as where:
                 pipe = JanusFlowPipeline.from_pretrained(self.model, **where)
 
@@ -124,7 +122,7 @@ class Describe(LoadOptions):
 
             with counted(share, "picture") as on_item:
                 answer_items(run, place, seen, self._answerer(pipe), self.batch_size, self.seed, on_item)
-        return reported(run, "answered")
+        return reported(run, "answered", "were there")
 
     def _answerer(self, pipe: JanusFlowPipeline) -> Any:
         from ..decoding import SamplingOptions
@@ -158,24 +156,13 @@ class Bulk:
 def drawer(settled: Draw, pipe: JanusFlowPipeline) -> Any:
     """What draws prompts, each by its own seed, and tells of each picture how it was made."""
     settings = {name: getattr(settled, name) for name in DRAWING}
-    made = {"model": Path(settled.model).name, "dtype": settled.dtype}
-    loras = tuple(Path(text).name for text in settled.lora)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Drawn]:
         pictures = pipe.generate(prompts, seed=seeds, **settings)
-        sizes = [{"width": picture.width, "height": picture.height} for picture in pictures]
-        told = zip(prompts, seeds, sizes, strict=True)
-        origins = [Origin(**settings | size | made, prompt=p, seed=seed, lora=loras) for p, seed, size in told]
-        return [(picture, origin.chunks()) for picture, origin in zip(pictures, origins, strict=True)]
+        rows = zip(pictures, prompts, seeds, strict=True)
+        return [(one, settled.origin(prompt, seed, one.size).chunks()) for one, prompt, seed in rows]
 
     return draw
-
-
-def this_share() -> Share:
-    """The part of this process."""
-    from ..bulk.journal import Share
-
-    return Share.from_environment()
 
 
 def parsed(columns: Sequence[str]) -> dict[str, str]:
@@ -187,18 +174,12 @@ def parsed(columns: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def at_least_one(option: str, number: int) -> None:
-    """Raise ValueError for a number that can be none of things."""
-    if number < 1:
-        raise ValueError(f"got {option} {number}, expected at least 1")
-
-
 def agreement(given: Draw | Describe, share: Share, told: dict[str, Any]) -> dict[str, Any]:
     """All that decides about what a run makes, kept beside it: the number type as the first process measured it."""
     from ..bulk.run import agreed
-    from ..device import best_device, best_dtype, usable_device
+    from ..device import best_dtype, chosen_device
 
-    device = usable_device(given.at(share).device) or best_device()
+    device = chosen_device(given.at(share).device)
     make_folder(given.out.parent)
     told |= {"model": given.model, "lora": given.lora}
     if given.dtype is not None:
@@ -218,15 +199,3 @@ def counted(share: Share, unit: str) -> Iterator[OnItem]:
             bar.update(done - bar.n)
 
         yield show
-
-
-def reported(run: Run[Any], done: str) -> int:
-    """End a process's part; the last one prints what became of all. The status is 1 where something failed."""
-    report = run.finish()
-    if report is None:  # others are still at work
-        return 0
-    for name, reason in report.failed.items():
-        print(f"janusflow: {name}: {one_line(reason)}", file=sys.stderr)
-    numbers = {done: report.written, "were there": report.kept, "failed": len(report.failed)}
-    print(", ".join(f"{count} {what}" for what, count in numbers.items() if count or what == done))
-    return int(bool(report.failed))

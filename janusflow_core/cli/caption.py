@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .loading import LoadOptions
-from .options import one_line
+from .options import at_least_one, reported, this_share
 
 if TYPE_CHECKING:
     from ..bulk.folder import CaptionRun
@@ -56,13 +55,12 @@ class Caption(LoadOptions):
 
     def run(self) -> int:
         """Caption; the status is 1 if a picture got none, else 0."""
-        if self.batch is not None and self.batch < 1:
-            raise ValueError(f"got --batch {self.batch}, expected at least 1")
+        if self.batch is not None:
+            at_least_one("--batch", self.batch)
         from ..bulk.folder import CaptionRun
-        from ..bulk.journal import Share
         from ..captions import CaptionOptions
 
-        share, options = Share.from_environment(), CaptionOptions(
+        share, options = this_share(), CaptionOptions(
             exists=self.exists,
             trigger=self.trigger,
             separator=self.separator,
@@ -72,13 +70,7 @@ class Caption(LoadOptions):
         run = CaptionRun(self.folder, options, self._words(), self.out, share)
         if run.todo():
             self._caption(run, share)
-        report = run.finish()
-        if report is None:  # others are still at work
-            return 0
-        for name, reason in report.failed.items():
-            print(f"janusflow: {name}: {one_line(reason)}", file=sys.stderr)
-        print(report)
-        return int(bool(report.failed))
+        return reported(run, "captioned", "had a caption")
 
     @property
     def _question(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Solver
 from .loading import LoadOptions, dtype_name
+from .origin import Origin
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,6 +72,13 @@ class DrawOptions(LoadOptions):
         with self.loading() as found:
             pipe = JanusFlowPipeline.from_pretrained(self.model, vae=self.vae, **{**found, **place})
         return pipe.compile() if self.compile else pipe
+
+    def origin(self, prompt: str, seed: int, size: tuple[int, int], **told: Any) -> Origin:
+        """How a picture (width, height) was made, by these settings and what else is told of it."""
+        sides = dict(zip(("width", "height"), size, strict=True))
+        own: dict[str, Any] = {name: getattr(self, name) for name in DRAWING} | sides
+        loras, model = tuple(Path(text).name for text in self.lora), Path(self.model).name
+        return Origin(**own | told, prompt=prompt, seed=seed, model=model, lora=loras, dtype=self.dtype)
 
     def settled(self, pipe: JanusFlowPipeline, settings: Mapping[str, Any] = DRAWING) -> Self:
         """The same with the checkpoint's own settings where it has some, and the usual ones, for what is open."""

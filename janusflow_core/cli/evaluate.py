@@ -13,7 +13,7 @@ import tyro
 from .drawing import DRAWING, DrawOptions
 from .loading import path_and_strength
 from .metrics import Clip, Fid, Sweep, Table
-from .options import progress
+from .options import at_least_one, progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,9 +40,8 @@ class Shapes(DrawOptions):
 
     def run(self) -> int:
         """Score and print a table; the status is 0."""
-        for option, number in (("--per-task", self.per_task), ("--scenes", self.scenes)):
-            if number < 1:
-                raise ValueError(f"got {option} {number}, expected at least 1")
+        at_least_one("--per-task", self.per_task)
+        at_least_one("--scenes", self.scenes)
         from ..evaluation.results import write_results
         from ..evaluation.scores import overall
 

@@ -14,7 +14,7 @@ from ..sheet import Axis, sheet, yes_or_no
 from ..wildcards import expand, read_prompts
 from .drawing import DRAWING, DrawOptions
 from .loading import LoadOptions, lora_is_there
-from .options import make_folder, progress
+from .options import at_least_one, make_folder, progress
 from .origin import SWEEP_KEY, Origin
 
 if TYPE_CHECKING:
@@ -133,13 +133,9 @@ class Generate(DrawOptions):
             raise ValueError('got no prompt or an empty one, say what to draw: janusflow generate "a red circle"')
         seeds = list(self.seed or (0,))
         each = len(seeds) if self.num_images is None else self.num_images
-        for option, number in (
-            ("--num-images", each),
-            ("--batch-size", self.batch_size),
-            ("--best-of", self.best_of),
-        ):
-            if number < 1:
-                raise ValueError(f"got {option} {number}, expected at least 1")
+        at_least_one("--num-images", each)
+        at_least_one("--batch-size", self.batch_size)
+        at_least_one("--best-of", self.best_of)
         if len(seeds) > 1 and each != len(seeds):
             raise ValueError(f"got {len(seeds)} seeds for {each} pictures of a prompt: leave --num-images out")
         if len(seeds) > 1 and self.best_of > 1:
@@ -203,11 +199,9 @@ class Generate(DrawOptions):
         """How one picture was made, by itself."""
         varied = {"variation_seed": self._other(row)} if self.variation_strength else {}
         files = {option: file.name for option in ("init_image", "mask") if (file := getattr(self, option)) is not None}
-        made: dict[str, Any] = {option: getattr(self, option) for option in SETTINGS} | varied | files
-        if self.init_image is None:
-            made |= dict.fromkeys(("strength", "differential"))
-        made |= {"prompt": prompt, "seed": seed, "width": size[0], "height": size[1], "model": Path(self.model).name}
-        return Origin(**made, lora=tuple(Path(text).name for text in self.lora), dtype=self.dtype)
+        begun = {} if self.init_image is None else {name: getattr(self, name) for name in ("strength", "differential")}
+        strength = {"variation_strength": self.variation_strength}
+        return self.origin(prompt, seed, size, **strength, **varied, **files, **begun)
 
 
 @dataclass(frozen=True, kw_only=True)

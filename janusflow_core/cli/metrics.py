@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ..evaluation.scores import Z
-from .bulk import Draw, at_least_one, this_share
-from .options import progress
+from .bulk import Draw
+from .options import at_least_one, progress, this_share
 
 if TYPE_CHECKING:
     import torch
@@ -47,14 +47,15 @@ class Fid:
 
     def run(self) -> int:
         """Measure and print; the status is 0."""
+        from ..device import chosen_device
         from ..evaluation.fid import distance, inception, write_statistics
 
         at_least_one("--batch-size", self.batch_size)
-        see = inception(self.weights, device_named(self.device))
-        reference = statistics_of(self.reference, see, self.batch_size)
+        see = inception(self.weights, chosen_device(self.device))
+        reference = statistics_shown(self.reference, see, self.batch_size)
         if self.keep is not None:
             write_statistics(self.keep, reference)
-        own = statistics_of(self.pictures, see, self.batch_size)
+        own = statistics_shown(self.pictures, see, self.batch_size)
         value = distance(own, reference)
         print(f"{value:.4f}  of {own.count} pictures and {reference.count}")
         told = {"pictures": own.count, "reference": reference.count, "network": self.weights}
@@ -78,8 +79,10 @@ class Clip:
 
     def run(self) -> int:
         """Measure and print; the status is 0."""
+        from ..device import chosen_device
+
         at_least_one("--batch-size", self.batch_size)
-        found = clip_of(self.drawn, self.model, self.batch_size, device_named(self.device))
+        found = clip_of(self.drawn, self.model, self.batch_size, chosen_device(self.device))
         print(f"{found['clip']:.4f} ± {found['clip_error']:.4f}  of {found['pictures']} pictures")
         return kept(self.out, "clip", found["clip"], {**found, "network": self.model})
 
@@ -127,6 +130,7 @@ class Sweep(Draw):
         from ..bulk.tables import write_rows
         from ..partial import appearing
 
+        self._check()
         cells, share = self._cells(), this_share()
         pipeline = cache(lambda dtype: replace(self, dtype=dtype).at(share).pipeline())
         status = max([cell.work(lambda own: pipeline(own.dtype)) for cell in cells])
@@ -141,7 +145,14 @@ class Sweep(Draw):
         return status
 
     def _cells(self) -> list[Self]:
-        """The same command with each of the settings; what would stop it at the end is told before it begins."""
+        """The same command with each of the settings."""
+        return [
+            replace(self, guidance=guidance, steps=steps, out=self.out / f"guidance_{guidance:g}_steps_{steps}")
+            for steps, guidance in product(self.step_counts, self.guidances)
+        ]
+
+    def _check(self) -> None:
+        """Tell what would stop it at the end before it begins."""
         if self.guidance is not None or self.steps is not None:
             raise ValueError("a sweep goes through --guidances and --step-counts: leave --guidance and --steps out")
         if not (self.clip or self.judge or self.inception):
@@ -156,25 +167,23 @@ class Sweep(Draw):
         needed = {"matplotlib": True, "transformers": self.clip, "torch_fidelity": self.inception}
         if missing := [name for name, wanted in needed.items() if wanted and find_spec(name) is None]:
             raise ImportError(f'a sweep needs {" and ".join(missing)}: pip install -e ".[eval]"')
-        return [
-            replace(self, guidance=guidance, steps=steps, out=self.out / f"guidance_{guidance:g}_steps_{steps}")
-            for steps, guidance in product(self.step_counts, self.guidances)
-        ]
 
     def _measured(self, cells: Sequence[Self]) -> Iterator[dict[str, float]]:
         """What was measured of each cell."""
-        device = device_named(self.device)
+        from ..device import chosen_device
+
+        device = chosen_device(self.device)
         if self.inception is not None and self.reference is not None:
             from ..evaluation.fid import distance, inception
 
             see = inception(self.inception, device)
-            reference = statistics_of(self.reference, see, self.batch_size)
+            reference = statistics_shown(self.reference, see, self.batch_size)
         for cell in cells:
             row = {"guidance": cell.guidance, "steps": cell.steps}
             if self.clip is not None:
                 row |= clip_of(table_of(cell.out), self.clip, self.batch_size, device)
             if self.inception is not None:
-                row["fid"] = distance(statistics_of(cell.out, see, self.batch_size), reference)
+                row["fid"] = distance(statistics_shown(cell.out, see, self.batch_size), reference)
             if self.judge:
                 row |= judged(table_of(cell.out))
             yield row
@@ -185,21 +194,12 @@ def table_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.jsonl")
 
 
-def device_named(name: str | None) -> torch.device:
-    """The device of this name, or the best there is; raises ValueError where there is none."""
-    from ..device import best_device, usable_device
+def statistics_shown(path: Path, see: Features, batch: int) -> Statistics:
+    """The statistics of a folder or a .npz, with a bar."""
+    from ..evaluation.fid import statistics_of
 
-    return usable_device(name) or best_device()
-
-
-def statistics_of(path: Path, see: Features, batch: int) -> Statistics:
-    """A folder's statistics, with a bar, or those kept in a .npz."""
-    from ..evaluation.fid import features_of, moments, pictures_of, read_statistics
-
-    if not path.is_dir():
-        return read_statistics(path)
     with progress(path.name, "picture") as show:
-        return moments(features_of(pictures_of(path), see, batch, show))
+        return statistics_of(path, see, batch, show)
 
 
 def clip_of(table: Path, model: Path, batch: int, device: torch.device) -> dict[str, float]:

@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..bulk.journal import Share
+    from ..captions import Report
 
 
 def one_line(text: str) -> str:
@@ -33,6 +38,36 @@ def stream_words() -> Callable[[str], None]:
         print(piece, end="", flush=True)
 
     return write
+
+
+def at_least_one(option: str, number: int) -> None:
+    """Raise ValueError for a number that can be none of things."""
+    if number < 1:
+        raise ValueError(f"got {option} {number}, expected at least 1")
+
+
+def this_share() -> Share:
+    """Which part of bulk work is this process's."""
+    from ..bulk.journal import Share
+
+    return Share.from_environment()
+
+
+class Ends(Protocol):
+    """One process's part in a run, of which the last one to end gets the report of all."""
+
+    def finish(self) -> Report | None: ...
+
+
+def reported(run: Ends, made: str, there: str) -> int:
+    """End a process's part of bulk work; the last one prints what became of all. The status is 1 for a failure."""
+    report = run.finish()
+    if report is None:  # others are still at work
+        return 0
+    for name, reason in report.failed.items():
+        print(f"janusflow: {name}: {one_line(reason)}", file=sys.stderr)
+    print(report.told(made, there))
+    return int(bool(report.failed))
 
 
 @contextmanager

@@ -58,6 +58,13 @@ def fid(one: Path, other: Path, see: Features, batch: int = 32, on_progress: OnP
     return distance(*found)
 
 
+def statistics_of(path: Path, see: Features, batch: int = 32, on_progress: OnProgress | None = None) -> Statistics:
+    """Statistics of a folder's pictures, or those that `write_statistics` kept in a file; raises what these raise."""
+    if not path.is_dir():
+        return read_statistics(path)
+    return moments(features_of(pictures_of(path), see, batch, on_progress))
+
+
 def distance(one: Statistics, other: Statistics) -> float:
     """Fréchet's |mu1 - mu2|² + tr(S1 + S2 - 2 (S1 S2)^1/2), 0 or more; raises ValueError for another length."""
     if one.mu.shape != other.mu.shape:

@@ -20,9 +20,7 @@ from .scores import Score, holm, paired_chance, unpaired_chance
 CHUNK = 1 << 22  # bytes
 LIBRARIES = ("torch", "numpy", "pillow", "safetensors", "tokenizers")
 CERTAIN = 0.05  # above it a difference may be chance
-# What may differ between two evaluations whose trials are the same ones.
-FREE = ("steps", "guidance", "solver", "dtype", "shift", "lora", "negative_prompt", "guidance_start", "guidance_end")
-FREE += ("guidance_rescale", "cfg_zero_star", "width", "height")
+TRIALS = ("seed", "per_task", "scenes", "held_out")  # the settings that say which trials there are
 
 
 class Weights(Part):
@@ -102,8 +100,7 @@ def compare(one: Results, other: Results) -> list[tuple[str, Score, Score, float
     """
     if one.what != other.what:
         raise ValueError(f"one result is of {one.what}, the other of {other.what}: compare what is alike")
-    names = [key for key in (one.settings | other.settings) if key not in FREE]
-    paired = all(one.settings.get(key) == other.settings.get(key) for key in names)
+    paired = all(one.settings.get(name) == other.settings.get(name) for name in TRIALS)
     rows = [(name, *both) for name, both in _pairs(one, other)]
     chances = [
         paired_chance(a.trials, b.trials) if paired and a.total == b.total else unpaired_chance(a, b)

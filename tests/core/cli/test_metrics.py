@@ -87,7 +87,7 @@ def test_results_of_others_stand_beside_the_papers(tmp_path: Path, capsys):
         (["table", "none.json"], "there is no none.json to read"),
         (["table", "p.txt"], "p.txt holds no result that is known"),
         (["fid", "nowhere", "nowhere", "none.pth"], "no weights at none.pth"),
-        (["clip", "none.jsonl", "nowhere"], "none.jsonl"),
+        (["clip", "none.jsonl", "nowhere"], "there is no none.jsonl: name the .jsonl that bulk draw wrote"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(tmp_path: Path, monkeypatch, capsys, arguments, words):
