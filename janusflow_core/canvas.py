@@ -10,18 +10,6 @@ from torch import Tensor
 
 from .image import pixels
 from .sampling import draw_noise, spherical_mix
-from .seeds import counted
-
-
-def own_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
-    """The seed of each of some pictures: one number counts on from picture to picture, several are one for each.
-
-    Raises ValueError for another number of seeds.
-    """
-    seeds = counted(seed, rows) if isinstance(seed, int) else list(seed)
-    if len(seeds) != rows:
-        raise ValueError(f"got {len(seeds)} seeds for {rows} pictures: give one for each, or one to count from.")
-    return seeds
 
 
 def latent_sides(width: int, height: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from .guidance import Guidance
 from .lora import LoraStack
 from .model import JanusFlow, flow_tokens
 from .recall import Recall
+from .seeds import own_seeds
 from .tokenizer import JanusTokenizer
 from .understanding import Understanding
 from .vae import LatentCodec
@@ -158,7 +159,7 @@ class JanusFlowPipeline(Understanding):
         if noise is None:
             shape = self._latent_shape(width, height)
             self._check_context(rows, *shape[1:])  # first, because more than it holds may be more than memory does
-            seeds, others = (canvas.own_seeds(given, len(rows)) for given in (seed, variation_seed))
+            seeds, others = (own_seeds(given, len(rows)) for given in (seed, variation_seed))
             noise = canvas.varied_noise(shape, seeds, others, variation_strength)
         noise = self._checked_noise(noise, len(rows)).to(self.device, torch.float32)
         times = sampling.time_grid(self.drawing.steps if steps is None else steps, start, shift)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 LIMIT = 2**64  # torch takes whole numbers of 64 bits
@@ -15,6 +17,17 @@ def later(seed: int, places: int) -> int:
 def counted(seed: int, count: int) -> list[int]:
     """`seed` and those behind it, `count` of them."""
     return [later(seed, k) for k in range(count)]
+
+
+def own_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
+    """The seed of each of some pictures or answers: one number counts on from row to row, several are one for each.
+
+    Raises ValueError for another number of seeds.
+    """
+    seeds = counted(seed, rows) if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ValueError(f"got {len(seeds)} seeds, expected one to count from, or {rows}, one for each.")
+    return seeds
 
 
 def generator(seed: int) -> torch.Generator:

@@ -19,7 +19,7 @@ from .model import JanusFlow
 from .recall import Recall, go_on
 from .schemas import SchemaRule
 from .scoring import YES_NO, Judging
-from .seeds import counted
+from .seeds import own_seeds
 from .spelling import Numbers, Spelled
 from .tokenizer import JanusTokenizer, Message
 
@@ -43,7 +43,7 @@ class Understanding:
     def describe(
         self,
         images: Picture | Sequence[Picture],
-        question: str = DEFAULT_QUESTION,
+        question: str | Sequence[str] = DEFAULT_QUESTION,
         *,
         together: bool = False,
         max_new_tokens: int = 512,
@@ -54,15 +54,19 @@ class Understanding:
     ) -> Any:
         """Answer a question about a picture (a str), about each of several (a list), or once about all `together`.
 
-        Pictures are PIL images, arrays, tensors or paths of files. `temperature` 0 is greedy; answer k is the one that
-        its picture gets alone at seed + k, or at seed[k] of several. `on_token` gets the words of one answer and may
-        raise. Raises ValueError for a conversation that does not fit the model, and what `open_image` raises.
+        Of several questions (a list) each is asked about its own picture, or all about the one picture, or about all
+        `together`. Pictures are PIL images, arrays, tensors or paths of files. `temperature` 0 is greedy; answer k is
+        the one that its question gets alone at seed + k, or at seed[k] of several. `on_token` gets the words of one
+        answer and may raise. Raises ValueError for other numbers of questions or seeds and for a conversation that does
+        not fit the model, and what `open_image` raises.
         """
         asked, once = self._asked(images, together)
+        if not isinstance(question, str):
+            asked, once = asked * len(question) if once else asked, False
         if on_token is not None and len(asked) != 1:
             raise ValueError("on_token follows one answer: give one picture, or together=True.")
         options = SamplingOptions(temperature=temperature, top_p=top_p)
-        seeds = counted(seed, len(asked)) if isinstance(seed, int) else seed
+        seeds = own_seeds(seed, len(asked))
         with self._words(on_token) as heard:
             answers = self._answers(asked, question, max_new_tokens, options=options, seeds=seeds, on_token=heard)
         return answers[0] if once else answers
@@ -81,17 +85,20 @@ class Understanding:
     def _answers(
         self,
         asked: Sequence[Sequence[Picture]],
-        question: str,
+        question: str | Sequence[str],
         max_new_tokens: int,
         rules: Sequence[LogitsRule] = (),
         seeds: Sequence[int] | None = None,
         **how: Any,
     ) -> list[str]:
-        """What `converse` answers about each group of pictures, in batches that fit the memory."""
-        answers, at_once = [], self.at_once(question, max_new_tokens)
+        """What `converse` answers to a question, or to each its own, about each group of pictures, in batches that fit
+        the memory."""
+        questions = one_each("questions", question, len(asked))
+        answers, at_once = [], self.at_once(max(questions, key=len, default=""), max_new_tokens)
         for first in range(0, len(asked), at_once):
             some = asked[first : first + at_once]
-            turns = [self.tokenizer.question_messages(question, len(own)) for own in some]
+            pairs = zip(questions[first : first + at_once], some, strict=True)
+            turns = [self.tokenizer.question_messages(text, len(own)) for text, own in pairs]
             own_seeds = None if seeds is None else seeds[first : first + at_once]
             answers += self.converse(turns, some, max_new_tokens=max_new_tokens, rules=rules, seeds=own_seeds, **how)
         return answers
@@ -172,10 +179,11 @@ class Understanding:
         Each of several pictures may have its own prompt. By `parts`: the probabilities, multiplied, that the model says
         yes when asked for each thing that the prompt names, or their number, and for where they lie; by `whole`: that
         it says yes when asked for all of it; by `caption`: that it describes it in just these words; by `both`: caption
-        times parts. Raises ValueError for a prompt without words, and what `choose` raises.
+        times parts. Raises ValueError for a prompt without words or as many as fit no pictures, and what `choose`
+        raises.
         """
         pictures = [images] if isinstance(images, Picture) else list(images)
-        prompts = [prompt] * len(pictures) if isinstance(prompt, str) else list(prompt)
+        prompts = one_each("prompts", prompt, len(pictures))
         scores = dict[int, float]()
         for one in dict.fromkeys(prompts):
             rows = [row for row, (own, _) in enumerate(zip(prompts, pictures, strict=True)) if own == one]
@@ -304,3 +312,11 @@ class Understanding:
         """What the vision encoder makes (M, N, W) of some pictures."""
         pixels = [image.preprocess(image.opened(picture), self.image_config) for picture in pictures]
         return self.model.image_features(torch.stack(pixels).to(self.device, self.dtype)) if pixels else None
+
+
+def one_each(what: str, texts: str | Sequence[str], count: int) -> list[str]:
+    """A text for each of `count` pictures; raises ValueError where there are neither one nor as many."""
+    each = [texts] * count if isinstance(texts, str) else list(texts)
+    if len(each) != count:
+        raise ValueError(f"got {len(each)} {what} and {count} pictures, expected one of them, or one for each picture.")
+    return each

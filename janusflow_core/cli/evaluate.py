@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,10 +66,7 @@ class Shapes(DrawOptions):
         def draw(prompts: Sequence[str], seed: int) -> Sequence[Image.Image]:
             return pipe.generate(prompts, seed=seed, **settings)
 
-        def ask(pictures: Sequence[Image.Image], questions: Sequence[str]) -> Sequence[str]:
-            turns = [pipe.tokenizer.question_messages(question, 1) for question in questions]
-            return pipe.converse(turns, [[picture] for picture in pictures], max_new_tokens=24)
-
+        ask = partial(pipe.describe, max_new_tokens=24)
         with progress("pictures") as show:
             drawn = draw_tasks(draw, self.per_task, seed=self.seed, held_out=self.held_out, on_progress=show)
         yield "pictures", score_pictures(drawn)

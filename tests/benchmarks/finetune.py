@@ -15,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -59,11 +59,7 @@ def old_pictures(pipe: JanusFlowPipeline, per_task: int) -> float:
 
 
 def old_answers(pipe: JanusFlowPipeline, per_task: int) -> float:
-    def ask(pictures: Sequence[Image.Image], questions: Sequence[str]) -> Sequence[str]:
-        turns = [pipe.tokenizer.question_messages(question, 1) for question in questions]
-        return pipe.converse(turns, [[picture] for picture in pictures], max_new_tokens=24)
-
-    return overall(score.score_answers(ask, per_task))
+    return overall(score.score_answers(partial(pipe.describe, max_new_tokens=24), per_task))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,12 +83,8 @@ def right(pipe: JanusFlowPipeline, per_task: int, scenes: int) -> tuple[float, f
     def draw(prompts: Sequence[str], seed: int) -> Sequence[Image.Image]:
         return pipe.generate(prompts, seed=seed)
 
-    def ask(pictures: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-        turns = [pipe.tokenizer.question_messages(question, 1) for question in questions]
-        return pipe.converse(turns, [[picture] for picture in pictures], max_new_tokens=24)
-
     pictures = score_pictures(draw_tasks(draw, per_task, seed=SEED))
-    return overall(pictures), overall(score_answers(ask, scenes, seed=SEED))
+    return overall(pictures), overall(score_answers(partial(pipe.describe, max_new_tokens=24), scenes, seed=SEED))
 
 
 @torch.inference_mode()

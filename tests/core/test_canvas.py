@@ -6,8 +6,9 @@ from golden import micro, relative
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janusflow_core.canvas import own_seeds, varied_noise
+from janusflow_core.canvas import varied_noise
 from janusflow_core.sampling import draw_noise, spherical_mix
+from janusflow_core.seeds import own_seeds
 
 SMALL: dict[str, Any] = {"width": 32, "height": 48, "steps": 2, "output": "latent"}
 seeds_ = st.lists(st.integers(0, 2**40), min_size=1, max_size=4)
@@ -21,7 +22,7 @@ def test_one_seed_counts_on(seed: int, rows: int):
 @given(seeds_)
 def test_several_seeds_are_one_for_each(seeds: list[int]):
     assert own_seeds(seeds, len(seeds)) == seeds
-    with pytest.raises(ValueError, match=f"got {len(seeds)} seeds for {len(seeds) + 1} pictures: give one for each"):
+    with pytest.raises(ValueError, match=f"got {len(seeds)} seeds, expected one to count from, or {len(seeds) + 1}"):
         own_seeds(seeds, len(seeds) + 1)
 
 

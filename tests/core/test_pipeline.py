@@ -379,6 +379,38 @@ def test_several_pictures_get_an_answer_each_from_memory_or_files(tmp_path):
         micro().describe([files[0], tmp_path / "none.png"], **options)
 
 
+def test_questions_are_asked_each_about_its_picture_or_all_about_one():
+    options = {"max_new_tokens": 6, "temperature": 1.0}
+    pictures, questions = [picture("wide"), picture("gray"), picture("rgba")], ["What?", "Which is brighter?", "Why?"]
+
+    def alone(shown, question: str, seed: int) -> str:
+        return micro().describe(shown, question, seed=seed, together=True, **options)
+
+    each = [alone(*pair, 4 + k) for k, pair in enumerate(zip(pictures, questions, strict=True))]
+    assert micro().describe(pictures, questions, seed=4, **options) == each and len(set(each)) == 3
+    one = [alone(pictures[0], question, seed) for question, seed in zip(questions, (9, 2, 5), strict=True)]
+    assert micro().describe(pictures[0], questions, seed=[9, 2, 5], **options) == one
+    all_ = [alone(pictures, question, 4 + k) for k, question in enumerate(questions)]
+    assert micro().describe(pictures, questions, together=True, seed=4, **options) == all_
+    assert micro().describe(pictures[0], questions[:1], seed=4, **options) == each[:1]
+    assert micro().describe(pictures[0], [], **options) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda pipe, three: pipe.describe(three, ["What?", "Why?"]), "got 2 questions and 3 pictures, expected one"),
+        (lambda pipe, three: pipe.describe(three, seed=[1, 2]), "got 2 seeds, expected one to count from, or 3, one"),
+        (lambda pipe, three: pipe.describe(three[0], ["a", "b"], seed=[1]), "got 1 seeds, expected one to count from"),
+        (lambda pipe, three: pipe.describe(three[0], ["a", "b"], on_token=print), "on_token follows one answer"),
+        (lambda pipe, three: pipe.score(three, ["a", "b"]), "got 2 prompts and 3 pictures, expected one of them"),
+    ],
+)
+def test_as_many_texts_as_fit_no_pictures_are_refused(call, words: str):
+    with pytest.raises(ValueError, match=words):
+        call(micro(), [picture("wide"), picture("gray"), picture("rgba")])
+
+
 def test_sampled_answers_do_not_depend_on_the_batch():
     tokenizer, options = micro().tokenizer, SamplingOptions(temperature=1.0)
     turns = [tokenizer.question_messages("What?", 1), tokenizer.question_messages("Where is it, and why?", 2)]

@@ -77,7 +77,7 @@ def test_each_of_several_pictures_may_have_its_own_prompt():
     images, prompts = [picture("wide"), picture("gray"), picture("rgba")], ["a cat", "a hat", "a cat"]
     expected = [micro().score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
     assert micro().score(images, prompts) == pytest.approx(expected, rel=1e-4)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="got 2 prompts and 3 pictures"):
         micro().score(images, prompts[:2])
     with pytest.raises(ValueError, match="an answer is empty"):
         micro().score(images, " ", by="caption")
