@@ -41,10 +41,12 @@ def stay_so(kind):
         since("0.27.0", "layers in int8")
 
 
-def test_layers_stay_in_eight_bits_and_are_what_the_library_reads(pack, kind):
+def test_layers_stay_in_eight_bits_and_are_what_the_library_reads(pack, kind, monkeypatch):
     stay_so(kind)
     from comfy.quant_ops import QuantizedTensor
 
+    # A busy machine may measure otherwise, and what is not quantised would take twice the room.
+    monkeypatch.setattr(pack.module("nodes.native.compat"), "best_dtype", lambda device: torch.bfloat16)
     model, clip, _ = load(pack, kind)
     weights = open_checkpoint(pack.base / "models" / "checkpoints" / f"{kind}.safetensors").weights
     kept = 0
