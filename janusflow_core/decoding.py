@@ -18,7 +18,7 @@ from torch import Tensor
 from .attention import Attention, KVCache, left_padded_mask, sdpa
 from .config import LanguageConfig
 from .graphs import replayed
-from .seeds import generator
+from .seeds import generator, own_seeds
 
 # (embeddings (B, T, D), positions (B, T), mask, cache, attention) -> hidden states (B, T, D), as llama.Backbone
 Backbone = Callable[[Tensor, Tensor, "Tensor | None", "KVCache | None", Attention], Tensor]
@@ -258,16 +258,17 @@ def generate(
     prompt: `real` is (B, P + T) then, and the cache afterwards also holds the prompt and all that was written but the
     last token. `fixed` keeps all shapes, so that a CUDA graph can be replayed for each token: for a model whose weights
     stay where they are. Returns the new ids of each row, the closing `eos` left out. Row k is the same alone and in
-    any batch.
+    any batch. Raises ValueError unless there is a seed for each row or, all 0, none.
     """
     rows = prompt.shape[0]
+    seeds = own_seeds(seeds or [0] * rows, rows)
     cache = KVCache(prompt.shape[1] + max_new_tokens) if cache is None else cache
     reader, writer = Reader(backbone, head, embed, cache, attention), Writer(rows, eos, on_token)
     logits = reader.read_prompt(prompt, real)
     if not torch.isfinite(logits).all():
         raise ValueError("the model answers with NaN: take its LoRAs and patches out, or load it in another dtype.")
     read = reader.fixed(rows) if fixed else reader.read
-    chooser = Chooser(options, rules, uniform(seeds or [0] * rows, max_new_tokens), logits)
+    chooser = Chooser(options, rules, uniform(seeds, max_new_tokens), logits)
     # A GPU is given the next step before the host looks at the last one; rules need to know all that was written.
     unread, ahead = deque[Callable[[], list[int]]](), int(prompt.device.type == "cuda" and not rules)
     for step in range(max_new_tokens):

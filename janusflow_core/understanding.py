@@ -99,8 +99,8 @@ class Understanding:
             some = asked[first : first + at_once]
             pairs = zip(questions[first : first + at_once], some, strict=True)
             turns = [self.tokenizer.question_messages(text, len(own)) for text, own in pairs]
-            own_seeds = None if seeds is None else seeds[first : first + at_once]
-            answers += self.converse(turns, some, max_new_tokens=max_new_tokens, rules=rules, seeds=own_seeds, **how)
+            some_seeds = None if seeds is None else seeds[first : first + at_once]
+            answers += self.converse(turns, some, max_new_tokens=max_new_tokens, rules=rules, seeds=some_seeds, **how)
         return answers
 
     def at_once(self, question: str, max_new_tokens: int) -> int:

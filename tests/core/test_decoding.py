@@ -159,6 +159,11 @@ def test_memory_that_nobody_wrote_changes_nothing():
     assert continue_micro([[5, 6, 7]], [0], cache=cache, fixed=True) == continue_micro([[5, 6, 7]], [0])
 
 
+def test_rows_never_share_a_seed_that_one_of_them_lacks():
+    with pytest.raises(ValueError, match="got 1 seeds, expected one to count from, or 2, one for each"):
+        continue_micro([[5, 6], [7, 8]], [3])
+
+
 def test_seeds_change_samples_but_not_greedy_texts():
     row = [[5, 6, 7]]
     assert continue_micro(row, [1]) == continue_micro(row, [1]) != continue_micro(row, [2])

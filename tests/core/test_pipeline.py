@@ -36,7 +36,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from janusflow_core import sampling
+from janusflow_core import decoding, sampling
 from janusflow_core.decoding import SamplingOptions
 from janusflow_core.device import has_compiler
 from janusflow_core.guidance import Guidance, guide
@@ -379,7 +379,10 @@ def test_several_pictures_get_an_answer_each_from_memory_or_files(tmp_path):
         micro().describe([files[0], tmp_path / "none.png"], **options)
 
 
-def test_questions_are_asked_each_about_its_picture_or_all_about_one():
+@pytest.mark.parametrize("fitting", [1, 2, 9])
+def test_questions_are_asked_each_about_its_picture_or_all_about_one(fitting: int, monkeypatch):
+    """Whatever fits into the memory at once."""
+    monkeypatch.setattr(decoding, "fitting", lambda free, row: fitting)
     options = {"max_new_tokens": 6, "temperature": 1.0}
     pictures, questions = [picture("wide"), picture("gray"), picture("rgba")], ["What?", "Which is brighter?", "Why?"]
 
