@@ -79,9 +79,14 @@ def prompt_for(example: Example, rng: random.Random) -> str:
 
 def prompts_to_draw(examples: Sequence[Example], tokenizer: JanusTokenizer, rng: random.Random) -> Prompts:
     """Prompts for some scenes at the fixed length, every tenth dropped to BOS as inference drops it."""
-    texts = (prompt_for(example, rng) for example in examples)
+    texts = [prompt_for(example, rng) for example in examples]
+    return as_prompts(texts, tokenizer, [rng.random() < 0.1 for _ in texts])
+
+
+def as_prompts(texts: Sequence[str], tokenizer: JanusTokenizer, dropped: Sequence[bool] = ()) -> Prompts:
+    """Some prompts at the fixed length; of the `dropped` ones BOS alone is left."""
     ids = [remembered(JanusTokenizer.generation_ids, tokenizer, text) for text in texts]
-    kept = [row if rng.random() >= 0.1 else row[:1] for row in ids]
+    kept = [row[:1] if gone else row for row, gone in zip(ids, dropped or [False] * len(ids), strict=True)]
     return Prompts(padded(kept, tokenizer.pad_id, PROMPT_TOKENS), [len(row) for row in kept], [len(row) for row in ids])
 
 

@@ -30,7 +30,7 @@ from .scenes import Scene, render
 log = logging.getLogger(__name__)
 
 # Stages must not see one another's scenes.
-SEEDS = {"vae": 0, "vision": 10**6, "library": 2 * 10**6, "joint": 3 * 10**6}
+SEEDS = {"vae": 0, "vision": 10**6, "library": 2 * 10**6, "joint": 3 * 10**6, "word": 4 * 10**6}
 CHUNK = 32  # scenes that are drawn and encoded together
 Example = tuple[str, Scene]  # a prompt, and a scene of just what it asks for
 

@@ -1,4 +1,4 @@
-"""How the embedded model is made: VAE, then understanding encoder, then everything together, each for its minutes.
+"""How the embedded model is made: VAE, understanding encoder, everything together, one word; each for its minutes.
 
     janusflow train tiny --out runs/tiny --minutes 100              from nothing; the same command goes on after a stop
     janusflow train tiny --out runs/more --minutes 60 --from FILE   all but the VAE of a checkpoint like it, further
@@ -47,6 +47,7 @@ from .eyes import train_eyes
 from .lessons import Lessons
 from .library import CHUNK, SEEDS, Library, draw_scenes, pictures, seed_of
 from .scenes import FRAME
+from .word import learn_word
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 2.0}
 # A prompt changes what is drawn between t = 0.1 and 0.4, where the paper's times seldom are: flat shapes show early.
 TIME_MEAN = -0.8
 DRAWN = 192  # pictures a step to draw, on a CPU
-SHARES = {"vae": 0.22, "eyes": 0.15}  # of the minutes; the rest is for everything together
+SHARES = {"vae": 0.22, "eyes": 0.15, "word": 0.05}  # of the minutes; the rest is for everything together
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,16 @@ def train_joint(
     with Terms(model, model, projector, REPA_LAYER, attention, machine.compiled, TIME_MEAN) as parts:
         fit(stage, budget, terms, save)
     write_to(out)
+
+
+def finish(out: Path, checkpoint: Checkpoint, library: Library, machine: Machine, budget: Budget) -> None:
+    """Let a checkpoint learn its one word anew, all else as it is; writes the checkpoint `out`."""
+    model, vae = _from(checkpoint)
+    tokenizer = build_tokenizer()
+    model = model.to(machine.device)
+    learn_word(out.with_name("word.state.safetensors"), model, tokenizer, library, machine, budget)
+    if rank() == 0:
+        write(out, model, model.state_dict(), tokenizer, vae, checkpoint.drawing)
 
 
 def drawing_config(vae: Any) -> DrawingConfig:
@@ -284,9 +295,13 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
     count = min(means.library, max(int(means.library_a_minute * minutes), least))
     seed = seed_of("library", model)
     library = Library.build(folder / "library", vae, encoder, seed, count, before).to(machine.device)
-    left = 1.0 - (SHARES["eyes"] if trains_eyes else 0.0) - (SHARES["vae"] if start is None else 0.0)
-    peak = rate or (1.0 if start is None else means.again)
-    train_joint(result, model, vae, library, machine, Budget(minutes * left), means.asked, peak)
+    joint = folder / "joint.safetensors"
+    if not joint.exists():
+        others = SHARES["word"] + (SHARES["eyes"] if trains_eyes else 0.0) + (SHARES["vae"] if start is None else 0.0)
+        peak = rate or (1.0 if start is None else means.again)
+        train_joint(joint, model, vae, library, machine, Budget(minutes * (1.0 - others)), means.asked, peak)
+    wait_for_all()
+    finish(result, open_checkpoint(joint), library, machine, Budget(minutes * SHARES["word"]))
 
 
 def _from_nothing(folder: Path, minutes: float) -> tuple[JanusFlow, Any]:
