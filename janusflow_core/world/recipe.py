@@ -285,7 +285,8 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
     before = machine if means.all_compiled else replace(machine, compiles=False)
     model, vae = _from_nothing(folder, minutes) if start is None else _from(open_checkpoint(start))
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
-    encoder, eyes = model.vision_und_enc_model, folder / "eyes.safetensors"
+    encoder, eyes, joint = model.vision_und_enc_model, folder / "eyes.safetensors", folder / "joint.safetensors"
+    trains_joint = not joint.exists()  # asked before processes wait for one another, so that all see the same
     if trains_eyes and not eyes.exists():
         train_eyes(eyes, model, before, Budget(minutes * SHARES["eyes"]))
     wait_for_all()
@@ -295,8 +296,7 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
     count = min(means.library, max(int(means.library_a_minute * minutes), least))
     seed = seed_of("library", model)
     library = Library.build(folder / "library", vae, encoder, seed, count, before).to(machine.device)
-    joint = folder / "joint.safetensors"
-    if not joint.exists():
+    if trains_joint:
         others = SHARES["word"] + (SHARES["eyes"] if trains_eyes else 0.0) + (SHARES["vae"] if start is None else 0.0)
         peak = rate or (1.0 if start is None else means.again)
         train_joint(joint, model, vae, library, machine, Budget(minutes * (1.0 - others)), means.asked, peak)
