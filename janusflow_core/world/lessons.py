@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..model import JanusFlow, Prefix
 from ..tokenizer import JanusTokenizer
-from ..train.conversations import Packed, conversation, pack, padded, remembered
+from ..train.conversations import Packed, conversation, moved, pack, padded, remembered
 from ..train.loop import streams
 from . import talk
 from .library import Example
@@ -49,7 +49,7 @@ class Lesson:
 
     def to(self, device: torch.device) -> Lesson:
         """The same on another device."""
-        prompts = replace(self.prompts, ids=self.prompts.ids.to(device))
+        prompts = moved(self.prompts, device)
         return Lesson(self.drawn.to(device), prompts, self.asked.to(device), self.questions.to(device))
 
 

@@ -14,7 +14,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from ..attention import Attention, segment_mask
 from ..model import JanusFlow, flow_tokens
 from ..tokenizer import JanusTokenizer
 from ..train.ahead import ahead
-from ..train.conversations import Packed
+from ..train.conversations import Packed, moved
 from ..train.loop import Budget, Stage, fit, streams
 from ..train.losses import IGNORE, kept_loss
 from ..train.machine import Machine, training_attention, world
@@ -55,8 +55,8 @@ class WordLesson:
 
     def to(self, device: torch.device) -> WordLesson:
         """The same on another device."""
-        told, meant = (replace(prompts, ids=prompts.ids.to(device)) for prompts in (self.told, self.meant))
-        return WordLesson(self.drawn.to(device), told, meant, self.asked.to(device), self.questions.to(device))
+        told, meant, questions = moved(self.told, device), moved(self.meant, device), self.questions.to(device)
+        return WordLesson(self.drawn.to(device), told, meant, self.asked.to(device), questions)
 
 
 @dataclass(frozen=True)
@@ -125,21 +125,30 @@ def learn_word(
 
     def terms(step: int) -> dict[str, Tensor]:
         lesson, (_, generator) = next(lessons).to(machine.device), streams(seed, step, machine.device)
-        x, seen = library.latents[lesson.drawn].float(), library.features[lesson.asked].float()
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        t = sampling.logit_normal(len(x), generator, TIME_MEAN)
-        z = sampling.interpolate(x, noise, t)
+        z, t = noisy(library.latents[lesson.drawn].float(), generator)
+        seen = library.features[lesson.asked].float()
+
+        def given(prompts: Prompts) -> tuple[Tensor, Tensor]:
+            return velocity(model, prompts, z, t, attention), answers(model, lesson, seen, attention)
+
         with machine.autocast():
             with torch.no_grad():
-                wanted, before = velocity(model, lesson.meant, z, t, attention), answers(model, lesson, seen, attention)
+                wanted, before = given(lesson.meant)
             with read_as(model, token, vector):
-                found, now = velocity(model, lesson.told, z, t, attention), answers(model, lesson, seen, attention)
+                found, now = given(lesson.told)
         kept = kept_loss(now, before, lesson.questions.labels != IGNORE)
         return {"flow": (found - wanted).square().mean(dim=(1, 2, 3)), "answer": kept}
 
     fit(stage, budget, terms)
     with torch.no_grad():
         table[token] = stage.average["and"]
+
+
+def noisy(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents `x` (B, 4, h, w) with noise, and the times (B,) that say how much."""
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
+    t = sampling.logit_normal(len(x), generator, TIME_MEAN)
+    return sampling.interpolate(x, noise, t), t
 
 
 def velocity(model: JanusFlow, prompts: Prompts, z: Tensor, t: Tensor, attention: Attention) -> Tensor:
