@@ -11,7 +11,7 @@ from janusflow_core.checkpoint import load_model, open_checkpoint
 from janusflow_core.train.loop import Budget
 from janusflow_core.train.machine import Machine
 from janusflow_core.world import library, recipe, talk, word
-from janusflow_core.world.lessons import as_prompts
+from janusflow_core.world.lessons import as_prompts, questions_to_ask
 from janusflow_core.world.scenes import Object, Scene
 
 MACHINE = Machine(torch.device("cpu"), bf16=False, compiles=False)
@@ -80,6 +80,42 @@ def test_a_vector_that_means_nothing_learns_the_word_and_nothing_else_changes(ti
     assert changed == {"language_model.model.embed_tokens.weight"}
     rows = (table != before["language_model.model.embed_tokens.weight"]).any(dim=1).nonzero().flatten().tolist()
     assert rows == [token]
+
+
+def test_answers_draw_the_word_back_to_what_it_was(tiny, tmp_path, monkeypatch):
+    """Set out from `left` alone and held by answers alone, it says again what it said, about pictures of no lesson."""
+    model, tokenizer = tiny.model, tiny.tokenizer
+    pictures = library.Library.build(tmp_path, tiny.codec.vae, model.vision_und_enc_model, "any", 64, MACHINE)
+    (token,), (like,) = (tokenizer.encode(name, bos=False) for name in (word.WORD, word.MEANT))
+    said, table = answers_of(tiny), model.language_model.model.embed_tokens.weight
+    with word.read_as(model, token, table[like]):
+        other = answers_of(tiny)
+    for name, value in {
+        "DRAWN": 1,
+        "ASKED": 8,
+        "OLD": 0.0,
+        "RATE": 0.1,
+        "WEIGHTS": {"flow": 0.0, "answer": 1.0},
+    }.items():
+        monkeypatch.setattr(word, name, value)
+    word.learn_word(tmp_path / "state.safetensors", model, tokenizer, pictures, MACHINE, Budget(steps=25))
+    assert divergence(said, answers_of(tiny)) < 0.5 * divergence(said, other)
+
+
+@torch.no_grad()
+def answers_of(pipe: JanusFlowPipeline) -> torch.Tensor:
+    """Logits of the tokens that answer questions about eight scenes."""
+    examples = library.draw_examples(12, 8)
+    questions = questions_to_ask(examples, pipe.tokenizer, random.Random(0))
+    seen = pipe.model.vision_und_enc_model(library.pictures([scene for _, scene in examples]))
+    nothing = as_prompts(["a heart"], pipe.tokenizer)
+    lesson = word.WordLesson(torch.zeros(0), nothing, nothing, torch.arange(8), questions)
+    return word.answers(pipe.model, lesson, seen, eager)
+
+
+def divergence(before: torch.Tensor, now: torch.Tensor) -> float:
+    sizes = before.log_softmax(-1), now.log_softmax(-1)
+    return torch.nn.functional.kl_div(sizes[1], sizes[0], log_target=True, reduction="batchmean").item()
 
 
 @torch.no_grad()
