@@ -64,17 +64,16 @@ def test_a_word_is_read_as_another_vector_only_inside(tiny):
 
 def test_a_vector_that_means_nothing_learns_the_word_and_nothing_else_changes(tiny, tmp_path, monkeypatch):
     model, tokenizer = tiny.model, tiny.tokenizer
-    pictures = library.Library.build(tmp_path, tiny.codec.vae, model.vision_und_enc_model, "any", 64, MACHINE)
+    pictures = library.Library.build(tmp_path, tiny.codec.vae, model.vision_und_enc_model, "any", 32, MACHINE)
     (token,) = tokenizer.encode(word.WORD, bos=False)
     table = model.language_model.model.embed_tokens.weight
     with torch.no_grad():
         table[token] = torch.randn(192, generator=torch.Generator().manual_seed(0)) * table[token].std()
-    monkeypatch.setattr(word, "DRAWN", 16)
-    monkeypatch.setattr(word, "ASKED", 2)
-    monkeypatch.setattr(word, "OLD", 1.0)
+    for name, value in {"DRAWN": 8, "ASKED": 1, "OLD": 1.0, "RATE": 0.05}.items():
+        monkeypatch.setattr(word, name, value)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     far = unlike(model, tokenizer)
-    word.learn_word(tmp_path / "state.safetensors", model, tokenizer, pictures, MACHINE, Budget(steps=40))
+    word.learn_word(tmp_path / "state.safetensors", model, tokenizer, pictures, MACHINE, Budget(steps=25))
     assert unlike(model, tokenizer) < 0.5 * far
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"language_model.model.embed_tokens.weight"}
@@ -85,20 +84,15 @@ def test_a_vector_that_means_nothing_learns_the_word_and_nothing_else_changes(ti
 def test_answers_draw_the_word_back_to_what_it_was(tiny, tmp_path, monkeypatch):
     """Set out from `left` alone and held by answers alone, it says again what it said, about pictures of no lesson."""
     model, tokenizer = tiny.model, tiny.tokenizer
-    pictures = library.Library.build(tmp_path, tiny.codec.vae, model.vision_und_enc_model, "any", 64, MACHINE)
+    pictures = library.Library.build(tmp_path, tiny.codec.vae, model.vision_und_enc_model, "any", 32, MACHINE)
     (token,), (like,) = (tokenizer.encode(name, bos=False) for name in (word.WORD, word.MEANT))
     said, table = answers_of(tiny), model.language_model.model.embed_tokens.weight
     with word.read_as(model, token, table[like]):
         other = answers_of(tiny)
-    for name, value in {
-        "DRAWN": 1,
-        "ASKED": 8,
-        "OLD": 0.0,
-        "RATE": 0.1,
-        "WEIGHTS": {"flow": 0.0, "answer": 1.0},
-    }.items():
+    settings = {"DRAWN": 1, "ASKED": 4, "OLD": 0.0, "RATE": 0.3, "WEIGHTS": {"flow": 0.0, "answer": 1.0}}
+    for name, value in settings.items():
         monkeypatch.setattr(word, name, value)
-    word.learn_word(tmp_path / "state.safetensors", model, tokenizer, pictures, MACHINE, Budget(steps=25))
+    word.learn_word(tmp_path / "state.safetensors", model, tokenizer, pictures, MACHINE, Budget(steps=12))
     assert divergence(said, answers_of(tiny)) < 0.5 * divergence(said, other)
 
 
@@ -128,8 +122,10 @@ def unlike(model, tokenizer) -> float:
     return (one - other).square().mean().item()
 
 
-def test_the_recipe_finishes_a_checkpoint_that_is_there(tmp_path):
+def test_the_recipe_finishes_a_checkpoint_that_is_there(tmp_path, monkeypatch):
     """With what the stage before left in its place, only the word is learnt."""
+    for module, name in ((recipe, "DRAWN"), (word, "DRAWN"), (word, "ASKED")):
+        monkeypatch.setattr(module, name, 4)
     (tmp_path / "joint.safetensors").write_bytes(open_checkpoint("janusflow-tiny").path.read_bytes())
     path = recipe.train(tmp_path, minutes=0.05, start="janusflow-tiny", processes=1, eyes=False)
     before, after = (open_checkpoint(name) for name in ("janusflow-tiny", path))
