@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from itertools import accumulate, chain
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -52,9 +52,10 @@ class Packed:
 
 
 def moved(held: Held, device: torch.device) -> Held:
-    """A dataclass with its tensors on another device."""
+    """A dataclass with its tensors on another device, also those of the dataclasses in it."""
     tensors = {name: part for name, part in vars(held).items() if isinstance(part, Tensor)}
-    return replace(held, **{name: part.to(device, non_blocking=True) for name, part in tensors.items()})
+    others = {name: moved(part, device) for name, part in vars(held).items() if is_dataclass(part)}
+    return replace(held, **{name: part.to(device, non_blocking=True) for name, part in tensors.items()}, **others)
 
 
 def remembered(make: Callable[..., T], tokenizer: JanusTokenizer, *told: Hashable) -> T:

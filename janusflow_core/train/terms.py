@@ -124,14 +124,18 @@ class Terms:
 
         That is KL(plain, now), the mean over the tokens of a row's answers.
         """
-        read, answers = self._read(asked, features), asked.labels != IGNORE
+        answers = asked.labels != IGNORE
         with plain, torch.no_grad():
-            target = self.text.logits(self._hidden_states(*read)[answers])
-        return kept_loss(self.text.logits(self._hidden_states(*read)[answers]), target, answers)
+            target = self._logits(asked, features, answers)
+        return kept_loss(self._logits(asked, features, answers), target, answers)
 
     def _read(self, asked: Packed, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         embeddings = self.text.embed_conversation(asked.ids, asked.image_mask, features).to(self.dtype)
         return embeddings, asked.positions, segment_mask(asked.segments)
+
+    def _logits(self, asked: Packed, features: Tensor, chosen: Tensor) -> Tensor:
+        """Those (K, V) of the chosen tokens (B, T), read from the embeddings on."""
+        return self.text.logits(self._hidden_states(*self._read(asked, features))[chosen])
 
     def _hidden_states(self, embeddings: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         hidden = self.flow.language_model.model(embeddings, positions, mask, None, self.attention)

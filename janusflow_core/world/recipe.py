@@ -51,7 +51,7 @@ from .word import learn_word
 
 log = logging.getLogger(__name__)
 
-# Less guidance leaves things out, more draws some twice; without new noise two things are often drawn alike.
+# Less guidance leaves things out, more draws some twice; without new noise numbers and places are wrong more often.
 GUIDANCE, SOLVER = 3.0, "renoise"
 REPA_LAYER = 2  # of 6; the paper aligns block 6 of 24
 WEIGHTS = {"flow": 1.0, "repa": 0.5, "answer": 2.0}
@@ -174,8 +174,8 @@ def train_joint(
 
 def finish(out: Path, checkpoint: Checkpoint, library: Library, machine: Machine, budget: Budget) -> None:
     """Let a checkpoint learn its one word anew, all else as it is; writes the checkpoint `out`."""
-    model, vae = _from(checkpoint)
-    tokenizer = build_tokenizer()
+    (model, vae), tokenizer = _from(checkpoint), checkpoint.tokenizer
+    assert tokenizer is not None  # `write` wrote it
     model = model.to(machine.device)
     learn_word(out.with_name("word.state.safetensors"), model, tokenizer, library, machine, budget)
     if rank() == 0:
@@ -283,11 +283,13 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
     means = CPU if device.type == "cpu" else GPU
     machine = Machine.measured(device, minutes >= means.compiling_pays)
     before = machine if means.all_compiled else replace(machine, compiles=False)
+    eyes, joint = folder / "eyes.safetensors", folder / "joint.safetensors"
+    missing = {file for file in (eyes, joint) if not file.exists()}
+    wait_for_all()  # before any process makes one of them, all have seen the same
     model, vae = _from_nothing(folder, minutes) if start is None else _from(open_checkpoint(start))
     model, vae = model.to(machine.device).requires_grad_(True), vae.to(machine.device).requires_grad_(False)
-    encoder, eyes, joint = model.vision_und_enc_model, folder / "eyes.safetensors", folder / "joint.safetensors"
-    trains_joint = not joint.exists()  # asked before processes wait for one another, so that all see the same
-    if trains_eyes and not eyes.exists():
+    encoder = model.vision_und_enc_model
+    if trains_eyes and eyes in missing:
         train_eyes(eyes, model, before, Budget(minutes * SHARES["eyes"]))
     wait_for_all()
     if trains_eyes:
@@ -296,7 +298,7 @@ def _stages(result: Path, minutes: float, start: str | Path | None, trains_eyes:
     count = min(means.library, max(int(means.library_a_minute * minutes), least))
     seed = seed_of("library", model)
     library = Library.build(folder / "library", vae, encoder, seed, count, before).to(machine.device)
-    if trains_joint:
+    if joint in missing:
         others = SHARES["word"] + (SHARES["eyes"] if trains_eyes else 0.0) + (SHARES["vae"] if start is None else 0.0)
         peak = rate or (1.0 if start is None else means.again)
         train_joint(joint, model, vae, library, machine, Budget(minutes * (1.0 - others)), means.asked, peak)

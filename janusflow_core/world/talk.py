@@ -120,16 +120,17 @@ def _draw_request(task: str, rng: random.Random) -> Request:
 
 def caption(scene: Scene) -> str:
     """Describe a scene as a prompt, from the top left corner on; raises ValueError if no prompt can."""
-    return _request(sorted(scene.objects, key=lambda item: item.x + item.y)).text
+    return request(sorted(scene.objects, key=lambda item: item.x + item.y)).text
 
 
 def retell(scene: Scene, rng: random.Random) -> str:
     """Any prompt that a scene fits: with or without colors and relation, in any order; raises like `caption`."""
     things = rng.sample(scene.objects, len(scene.objects))
-    return _request(things, colored=rng.random() < 0.4, related=rng.random() < 0.3).text
+    return request(things, colored=rng.random() < 0.4, related=rng.random() < 0.3).text
 
 
-def _request(things: Sequence[Object], colored: bool = True, related: bool = True) -> Request:
+def request(things: Sequence[Object], colored: bool = True, related: bool = True) -> Request:
+    """What a prompt for just these things asks for, in their order; raises like `caption`."""
     colors, shapes = {item.color for item in things}, {item.shape for item in things}
     if len(shapes) == 1 and len(things) <= 4:
         return Request(((colors.pop() if colored and len(colors) == 1 else None, shapes.pop()),), len(things))
@@ -172,14 +173,14 @@ def questions(scene: Scene, rng: random.Random) -> list[tuple[str, str, str]]:
     counted = rng.choice([None, rng.choice(shapes), rng.choice(SHAPES)])
     total, noun = (shapes.count(counted), PLURALS[counted]) if counted else (len(shapes), "objects")
     asked += [("count", f"How many {noun} are there?", NUMBERS[total]), _ask_exists(scene, rng)]
-    if _are_two_related(scene):
+    if are_two_related(scene):
         asked += _ask_places(rng, *rng.sample(scene.objects, 2))
     return asked
 
 
 def placed(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     """Ask whether one of two things lies where it does, and where it does not, with the answers; nothing of others."""
-    if not _are_two_related(scene):
+    if not are_two_related(scene):
         return []
     one, other = rng.sample(scene.objects, 2)
     true = relation(one, other)
@@ -207,7 +208,7 @@ def judged(scene: Scene, rng: random.Random) -> list[tuple[str, str]]:
     return [(question.text, "yes" if true else "no") for question, true in zip(asked, answers, strict=True)]
 
 
-def _are_two_related(scene: Scene) -> bool:
+def are_two_related(scene: Scene) -> bool:
     """Whether there are just two things, of two shapes, of which one lies somewhere of the other by the rule."""
     return len(scene.objects) == len({item.shape for item in scene.objects}) == 2 and bool(relation(*scene.objects))
 

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import sampling
-from ..attention import Attention, segment_mask
-from ..model import JanusFlow, flow_tokens
+from ..model import JanusFlow
 from ..tokenizer import JanusTokenizer
 from ..train.ahead import ahead
 from ..train.conversations import Packed, moved
 from ..train.loop import Budget, Stage, fit, streams
-from ..train.losses import IGNORE, kept_loss
 from ..train.machine import Machine, training_attention, world
 from ..train.optimizer import Optimizer
+from ..train.terms import Terms
 from . import talk
 from .lessons import Prompts, as_prompts, questions_to_ask
 from .library import Example, Library, seed_of
@@ -55,8 +54,7 @@ class WordLesson:
 
     def to(self, device: torch.device) -> WordLesson:
         """The same on another device."""
-        told, meant, questions = moved(self.told, device), moved(self.meant, device), self.questions.to(device)
-        return WordLesson(self.drawn.to(device), told, meant, self.asked.to(device), questions)
+        return moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -81,17 +79,14 @@ class WordLessons:
 
 def side_by_side(scene: Scene) -> bool:
     """Whether a scene has two things of two shapes and one lies left of the other."""
-    shapes = {item.shape for item in scene.objects}
-    return len(scene.objects) == len(shapes) == 2 and relation(*scene.objects) in ("left of", "right of")
+    return talk.are_two_related(scene) and relation(*scene.objects) in ("left of", "right of")
 
 
 def both_prompts(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """A prompt with `and` for a scene that is `side_by_side`, the left thing first, and the same with `left of`."""
     things = sorted(scene.objects, key=lambda item: item.x)
-    colored = rng.random() < 0.5
-    kinds = tuple((item.color if colored else None, item.shape) for item in things)
-    opening = rng.choice(talk.PREFIXES)
-    told, meant = (opening + talk.Request(kinds, relation=link).text for link in (None, "left of"))
+    colored, opening = rng.random() < 0.5, rng.choice(talk.PREFIXES)
+    told, meant = (opening + talk.request(things, colored, related).text for related in (False, True))
     return told, meant
 
 
@@ -127,19 +122,16 @@ def learn_word(
         lesson, (_, generator) = next(lessons).to(machine.device), streams(seed, step, machine.device)
         z, t = noisy(library.latents[lesson.drawn].float(), generator)
         seen = library.features[lesson.asked].float()
-
-        def given(prompts: Prompts) -> tuple[Tensor, Tensor]:
-            return velocity(model, prompts, z, t, attention), answers(model, lesson, seen, attention)
-
         with machine.autocast():
             with torch.no_grad():
-                wanted, before = given(lesson.meant)
+                wanted = model.velocity(z, t, lesson.meant.embedded(model), attention)
             with read_as(model, token, vector):
-                found, now = given(lesson.told)
-        kept = kept_loss(now, before, lesson.questions.labels != IGNORE)
+                found = model.velocity(z, t, lesson.told.embedded(model), attention)
+                kept = parts.remembering(lesson.questions, seen, read_as(model, token, table[token]))
         return {"flow": (found - wanted).square().mean(dim=(1, 2, 3)), "answer": kept}
 
-    fit(stage, budget, terms)
+    with Terms(model, model, nn.Identity(), 1, attention) as parts:  # nothing is aligned, so no layer matters
+        fit(stage, budget, terms)
     with torch.no_grad():
         table[token] = stage.average["and"]
 
@@ -149,19 +141,3 @@ def noisy(x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     noise = torch.randn(x.shape, generator=generator, device=x.device)
     t = sampling.logit_normal(len(x), generator, TIME_MEAN)
     return sampling.interpolate(x, noise, t), t
-
-
-def velocity(model: JanusFlow, prompts: Prompts, z: Tensor, t: Tensor, attention: Attention) -> Tensor:
-    """Velocities (B, 4, h, w) of noisy latents `z` (B, 4, h, w) at times `t` (B,)."""
-    prefix = prompts.embedded(model)
-    positions, mask = prefix.layout(flow_tokens(*z.shape[2:]))
-    return model.flow(z, t, prefix.embeddings, positions, mask, None, attention)
-
-
-def answers(model: JanusFlow, lesson: WordLesson, features: Tensor, attention: Attention) -> Tensor:
-    """Logits (K, V) of all tokens that answer what is asked of pictures with these `features` (B, N, W)."""
-    asked = lesson.questions
-    embeddings = model.embed_conversation(asked.ids, asked.image_mask, features)
-    mask = segment_mask(asked.segments)
-    hidden = model.language_model.model(embeddings, asked.positions, mask, None, attention)
-    return model.logits(hidden[asked.labels != IGNORE])
